@@ -1,0 +1,79 @@
+"""worstgroup: one protocol, one engine and honest budgets for methods that resist spurious correlations.
+
+Importing this package is cheap: torch is imported only when a name that needs it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .benchmark.annotations import Groups
+    from .benchmark.data import Batch, Split, Splits
+    from .benchmark.engine import Objective
+    from .benchmark.errors import UserError
+    from .benchmark.record import RunRecord
+    from .benchmark.registry import backbone, dataset, method
+    from .benchmark.runner import run
+    from .benchmark.spec import Attribute, Budget, Card, Recipe, Requires, RunSpec
+    from .benchmark.task import Predictor, Task
+    from .leaderboard.verify import verify
+
+_HOMES = {
+    "Groups": "benchmark.annotations",
+    "Batch": "benchmark.data",
+    "Split": "benchmark.data",
+    "Splits": "benchmark.data",
+    "Objective": "benchmark.engine",
+    "UserError": "benchmark.errors",
+    "RunRecord": "benchmark.record",
+    "backbone": "benchmark.registry",
+    "dataset": "benchmark.registry",
+    "method": "benchmark.registry",
+    "run": "benchmark.runner",
+    "Attribute": "benchmark.spec",
+    "Budget": "benchmark.spec",
+    "Card": "benchmark.spec",
+    "Recipe": "benchmark.spec",
+    "Requires": "benchmark.spec",
+    "RunSpec": "benchmark.spec",
+    "Predictor": "benchmark.task",
+    "Task": "benchmark.task",
+    "verify": "leaderboard.verify",
+}
+
+__all__ = [
+    "Attribute",
+    "Batch",
+    "Budget",
+    "Card",
+    "Groups",
+    "Objective",
+    "Predictor",
+    "Recipe",
+    "Requires",
+    "RunRecord",
+    "RunSpec",
+    "Split",
+    "Splits",
+    "Task",
+    "UserError",
+    "backbone",
+    "dataset",
+    "method",
+    "run",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("worstgroup")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'worstgroup' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""The engine. It knows no method and no dataset by name."""

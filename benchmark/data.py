@@ -1,0 +1,143 @@
+"""From the uint8 store to normalised batches on the device: gathering, augmentation, samplers.
+
+Evaluation input is bit-equal to torchvision's `ToTensor` + `Normalize` on the stored pixels. Every random draw of an
+epoch comes from the generator handed in, so that an epoch can be replayed alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .spec import Recipe
+from .store import ImageSource, Split, Splits
+
+__all__ = ["Batch", "Pixels", "Sampler", "Split", "Splits", "augment", "random_order", "weighted"]
+
+CROP_AREA = (0.7, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images `x` (B, C, H, W), labels `y` (B,) and dataset indices `index` (B,), all on the device.
+
+    It carries no attribute: an objective that uses groups asks `task.groups` once and looks them up by `index`.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+class Pixels:
+    """A split's pixels and labels, kept where batches are made (device memory, or the memory map when on CPU)."""
+
+    def __init__(
+        self,
+        images: ImageSource,
+        y: np.ndarray[tuple[int], np.dtype[np.int64]],
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        channels_last: bool = False,
+    ) -> None:
+        self.images = torch.from_numpy(images[:]).to(device)
+        self.y = torch.from_numpy(y).to(device)
+        self.device = device
+        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+        self._plain = not self._mean.any() and bool((self._std == 1).all())
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def batch(self, index: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> Batch:
+        """Gather, scale to [0, 1], transform, normalise. `index` is a LongTensor on any device."""
+        index = index.to(self.device)
+        x = self.images[index].permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format).div_(255)
+        if transform is not None:
+            x = transform(x)
+        if not self._plain:
+            x = x.sub_(self._mean).div_(self._std)
+        return Batch(x, self.y[index], index)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All examples in order, without augmentation."""
+        for index in torch.arange(len(self)).split(size):
+            yield self.batch(index)
+
+
+def augment(kind: str, generator: torch.Generator) -> Callable[[Tensor], Tensor] | None:
+    """The train transform of a recipe on a float batch in [0, 1], drawn from `generator` (a CPU generator)."""
+    if kind == "none":
+        return None
+
+    def flip(x: Tensor) -> Tensor:
+        coin = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
+        return torch.where(coin.view(-1, 1, 1, 1), x.flip(3), x)
+
+    def crop_and_flip(x: Tensor) -> Tensor:
+        return flip(resized_crop(x, *crop_boxes(len(x), x.shape[2], x.shape[3], generator)))
+
+    return flip if kind == "flip" else crop_and_flip
+
+
+def crop_boxes(n: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height, width (n,) of random crops of 70-100 % of the area, as torchvision's RandomResizedCrop draws.
+
+    Drawn without its rejection loop: sides are clamped to the image instead, which changes the few boxes that would not fit.
+    """
+    u = torch.rand((4, n), generator=generator)
+    area = height * width * (CROP_AREA[0] + u[0] * (CROP_AREA[1] - CROP_AREA[0]))
+    low, high = torch.log(torch.tensor(CROP_RATIO))
+    ratio = torch.exp(low + u[1] * (high - low))
+    w = (area * ratio).sqrt().round().clamp(1, width)
+    h = (area / ratio).sqrt().round().clamp(1, height)
+    return (u[2] * (height - h + 1)).floor(), (u[3] * (width - w + 1)).floor(), h, w
+
+
+def resized_crop(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """Crop each image to its box and resize it back, bilinear; equals PIL's result up to its 8-bit rounding."""
+    rows, columns = x.shape[2], x.shape[3]
+
+    def axis(start: Tensor, length: Tensor, size: int) -> Tensor:
+        at = (torch.arange(size) + 0.5) / size
+        pixel = (at[None] * length[:, None] - 0.5).clamp(min=0).minimum(length[:, None] - 1) + start[:, None]
+        return (2 * pixel + 1) / size - 1
+
+    gx, gy = axis(left, width, columns), axis(top, height, rows)
+    grid = torch.stack([gx[:, None, :].expand(-1, rows, -1), gy[:, :, None].expand(-1, -1, columns)], dim=-1)
+    return F.grid_sample(x, grid.to(x.device), mode="bilinear", padding_mode="border", align_corners=False)
+
+
+# ------------------------------------------------------------------------------------------------------- samplers
+
+Sampler = Callable[[torch.Generator], Sequence[Tensor]]
+"""Index batches of one epoch, drawn from a generator."""
+
+
+def random_order(n: int, recipe: Recipe) -> Sampler:
+    """Every example once, shuffled (ERM's sampler)."""
+    return lambda generator: _cut(torch.randperm(n, generator=generator), recipe.batch_size)
+
+
+def weighted(weights: Tensor, recipe: Recipe) -> Sampler:
+    """n draws with replacement, P(i) proportional to `weights` (n,); equal weights fall back to `random_order`."""
+    n = len(weights)
+    if bool((weights == weights[0]).all()):
+        return random_order(n, recipe)
+    p = weights.double().cpu()
+    return lambda generator: _cut(torch.multinomial(p, n, replacement=True, generator=generator), recipe.batch_size)
+
+
+def _cut(order: Tensor, size: int) -> Sequence[Tensor]:
+    """Batches of `size`; a last batch of one example joins its neighbour, since BatchNorm cannot take it."""
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches

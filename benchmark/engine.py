@@ -1,0 +1,273 @@
+"""The one training loop, the one prediction loop, and the contract of what is trained: `Objective`.
+
+Every epoch starts from seeds of its own, so a training that was killed goes on from its last full-state checkpoint to
+the same bits, without storing any generator.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from .artifacts import load_state
+from .cost import Clock, StageCost
+from .data import Batch, Pixels, Sampler, augment, random_order, weighted
+from .errors import NonFiniteLoss
+from .home import disk_errors
+from .selection import Score, Selector
+from .spec import Recipe, derive_seed
+
+if TYPE_CHECKING:
+    from .backbones import Backbone
+    from .task import Task
+
+CHECK_EVERY = 50
+"""Steps between looks at the losses: each look waits for the device."""
+EVAL_BATCH = 512
+
+ConfigT = TypeVar("ConfigT")
+Predictions = NDArray[np.int16]
+
+
+class Objective(Generic[ConfigT]):
+    """What one training minimises: by default the mean cross-entropy. Override only what differs from ERM.
+
+    `sampler`: `random` (every image once), `class` or `uniform_group` (n draws, each class or group equally likely).
+    """
+
+    sampler: Literal["random", "class", "uniform_group"] = "random"
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    def setup(self, task: "Task", model: "Backbone") -> None:
+        """Called once before training; keep the model, ask the task for groups, build extra networks."""
+        self.model = model
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar loss of a batch."""
+        return F.cross_entropy(self.model(batch.x), batch.y)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Everything that trains, by name; override to add a second network or a discriminator."""
+        return {"model": self.model}
+
+    def optimizers(self, recipe: Recipe) -> dict[str, Optimizer]:
+        """One optimiser per player; by default each network's parameters under the recipe."""
+        return {name: make_optimizer(net.parameters(), recipe) for name, net in self.networks().items()}
+
+    def step(self, batch: Batch, optimizers: dict[str, Optimizer]) -> Tensor:
+        """One update and its detached loss; override for alternating players."""
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in optimizers.values():
+            optimizer.step()
+        return loss.detach()
+
+    def make_sampler(self, task: "Task", recipe: Recipe) -> Sampler:
+        """The epoch's index batches; override to weight or compose them."""
+        if self.sampler == "random":
+            return random_order(task.size("train"), recipe)
+        index = torch.from_numpy(task.y("train") if self.sampler == "class" else task.groups("train").index)
+        return weighted(1 / index.bincount()[index].double(), recipe)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What beside networks and optimisers must survive a restart (group weights, memories), as plain tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+def make_optimizer(parameters: Iterator[nn.Parameter], recipe: Recipe) -> Optimizer:
+    """The recipe's optimiser; weight decay is coupled L2 except for adamw."""
+    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, **settings)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, **settings)
+
+
+@dataclass
+class Epoch:
+    """What one epoch left: mean train loss, mean validation loss, and validation predictions (n_val,)."""
+
+    train_loss: float
+    val_loss: float
+    predictions: Predictions
+
+
+@dataclass
+class Trajectory:
+    """A finished training: its epochs, the selected epoch (1-based) and its score, None when the last was kept."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    step: int = 0
+    score: Score | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """Everything a training needs beside its objective: data, recipe, seeds, clock, places, and who is told of progress.
+
+    `selector` picks the epoch (None keeps the last); `keep` is a folder that receives the weights after every epoch.
+    """
+
+    train: Pixels
+    val: Pixels
+    recipe: Recipe
+    epochs: int
+    stage: str
+    seed: tuple[Any, ...]
+    clock: Clock
+    state: Path
+    selector: Selector | None = None
+    keep: Callable[[int, nn.Module], None] | None = None
+    progress: Callable[[str, int, int], None] = lambda stage, epoch, epochs: None
+
+
+def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training: Training) -> Trajectory:
+    """Train until the last epoch, leave the selected epoch's weights in `model`, and say how it went.
+
+    Raises `NonFiniteLoss` at the first step whose loss is NaN or infinite.
+    """
+    recipe, clock = training.recipe, training.clock
+    networks = nn.ModuleDict(objective.networks())
+    if recipe.channels_last:
+        networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizers = objective.optimizers(recipe)
+    base_lr = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
+    if recipe.compile:
+        model.compile()  # in place: the state dict keeps its names
+
+    with clock.stage(training.stage) as cost:
+        trajectory, best = _restore(training, networks, optimizers, objective, cost)
+        for epoch in range(len(trajectory.epochs) + 1, training.epochs + 1):
+            seeds = [derive_seed(*training.seed, purpose, epoch) for purpose in ("order", "augment", "forward")]
+            order, images = (torch.Generator().manual_seed(seed) for seed in seeds[:2])
+            torch.manual_seed(seeds[2])
+            batches = sampler(order)
+            transform = augment(recipe.augment, images)
+            networks.train()
+            losses: list[Tensor] = []
+            for i, index in enumerate(batches):
+                _set_lr(optimizers, base_lr, recipe, (epoch - 1 + i / len(batches)) / training.epochs)
+                with autocast(recipe, training.train.device):
+                    losses.append(objective.step(training.train.batch(index, transform), optimizers))
+                if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):
+                    _check_finite(losses, training.stage, epoch)
+            cost.n_updates += len(losses)
+            with clock.off():
+                trajectory.epochs.append(_evaluate(model, training, torch.stack(losses).mean().item()))
+                best = _select(trajectory, training.selector, model, best)
+                if training.keep is not None:
+                    training.keep(epoch, model)
+                _save(training, trajectory, best, networks, optimizers, objective, cost)
+                training.progress(training.stage, epoch, training.epochs)
+    model.load_state_dict(best)
+    return trajectory
+
+
+def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 autocast when the recipe asks for it."""
+    return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+
+
+def _set_lr(optimizers: dict[str, Optimizer], base: dict[str, list[float]], recipe: Recipe, progress: float) -> None:
+    if recipe.schedule == "constant":
+        return
+    factor = 0.5 * (1 + math.cos(math.pi * progress))
+    for name, optimizer in optimizers.items():
+        for group, lr in zip(optimizer.param_groups, base[name], strict=True):
+            group["lr"] = lr * factor
+
+
+def _check_finite(losses: list[Tensor], stage: str, epoch: int) -> None:
+    start = (len(losses) - 1) // CHECK_EVERY * CHECK_EVERY
+    finite = torch.stack(losses[start:]).isfinite()
+    if not finite.all():
+        raise NonFiniteLoss(stage, epoch, start + int((~finite).nonzero()[0]) + 1)
+
+
+@torch.no_grad()
+def predict(function: Callable[[Tensor], Tensor], model: nn.Module, pixels: Pixels, recipe: Recipe) -> Tensor:
+    """Outputs (n, ...) of a function of `model`, float32 on the CPU, in evaluation mode and dataset order."""
+    model.eval()
+    with autocast(recipe, pixels.device):
+        return torch.cat([function(batch.x).float().cpu() for batch in pixels.batches(EVAL_BATCH)])
+
+
+def _evaluate(model: "Backbone", training: Training, train_loss: float) -> Epoch:
+    logits = predict(model, model, training.val, training.recipe)
+    loss = F.cross_entropy(logits, training.val.y.cpu()).item()
+    return Epoch(train_loss, loss, logits.argmax(1).numpy().astype(np.int16))
+
+
+def _select(
+    trajectory: Trajectory, selector: Selector | None, model: nn.Module, best: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weights to keep after the newest epoch; a later epoch must be strictly better."""
+    score = selector(trajectory.epochs[-1].predictions) if selector is not None else None
+    if score is not None and trajectory.score is not None and score <= trajectory.score:
+        return best
+    trajectory.step, trajectory.score = len(trajectory.epochs), score
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _save(
+    training: Training,
+    trajectory: Trajectory,
+    best: dict[str, Tensor],
+    networks: nn.Module,
+    optimizers: dict[str, Optimizer],
+    objective: Objective[Any],
+    cost: StageCost,
+) -> None:
+    """Write the full state, whole or not at all."""
+    state = {
+        "networks": networks.state_dict(),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "objective": objective.state_dict(),
+        "best": best,
+        "step": trajectory.step,
+        "score": trajectory.score,
+        "losses": [(epoch.train_loss, epoch.val_loss) for epoch in trajectory.epochs],
+        "predictions": torch.from_numpy(np.stack([epoch.predictions for epoch in trajectory.epochs])),
+        "cost": asdict(cost),
+    }
+    with disk_errors(training.state):
+        training.state.parent.mkdir(parents=True, exist_ok=True)
+        temporary = training.state.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(training.state)
+
+
+def _restore(
+    training: Training,
+    networks: nn.Module,
+    optimizers: dict[str, Optimizer],
+    objective: Objective[Any],
+    cost: StageCost,
+) -> tuple[Trajectory, dict[str, Tensor]]:
+    """Go on from the last full-state checkpoint, if there is one."""
+    state = load_state(training.state)
+    if state is None:
+        return Trajectory(), {}
+    networks.load_state_dict(state["networks"])
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][name])
+    objective.load_state_dict(state["objective"])
+    cost.add(StageCost(**state["cost"]))
+    epochs = [Epoch(*losses, predictions.numpy()) for losses, predictions in zip(state["losses"], state["predictions"], strict=True)]
+    score = None if state["score"] is None else tuple(state["score"])
+    return Trajectory(epochs, state["step"], score), state["best"]

@@ -1,0 +1,103 @@
+"""Where things lie on disk, and the one way anything is written there: to a temporary name, then renamed."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+
+from .errors import UserError
+
+TEMPORARY = ".tmp-"
+
+
+def home() -> Path:
+    """`$WORSTGROUP_HOME`, by default the platform's cache folder."""
+    return Path(os.environ.get("WORSTGROUP_HOME") or user_cache_dir("worstgroup"))
+
+
+def data_home() -> Path:
+    """Raw datasets and their uint8 stores."""
+    return home() / "data"
+
+
+def artifacts_home() -> Path:
+    """Shared checkpoints and features."""
+    return home() / "artifacts"
+
+
+def runs_home() -> Path:
+    """Run records."""
+    return home() / "runs"
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into a `UserError` that names the place and the way out."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "no space left on the disk",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "permission denied",
+            errno.EPERM: "permission denied",
+            errno.ENOTDIR: "a file stands where a folder is needed",
+            errno.EEXIST: "a file stands where a folder is needed",
+        }
+        if error.errno not in reasons:
+            raise
+        raise UserError(
+            f"cannot write {error.filename or path}: {reasons[error.errno]}. "
+            "Free some space (`worstgroup cache --prune`) or set WORSTGROUP_HOME to a writable folder."
+        ) from error
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; raises `UserError` when the disk refuses."""
+    temporary = _temporary(path)
+    with disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a fresh folder that appears as `path` whole or not at all."""
+    temporary = _temporary(path)
+    with disk_errors(path):
+        try:
+            temporary.mkdir(parents=True)
+            fill(temporary)
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the inter-process lock that belongs to `path`; a second process waits here."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path.with_name(f".{path.name}.lock"))
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()

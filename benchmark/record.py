@@ -1,0 +1,208 @@
+"""`RunRecord`: what one run was, used, cost and scored, as one typed JSON file beside its compressed predictions.
+
+Records are written atomically and validated on every read. `created`, `env` and `cost` are facts of the moment; all the
+rest is a function of the run's identity.
+"""
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import CorruptFile
+from .home import write_bytes
+from .metrics import Values
+from .spec import RunSpec
+
+SCHEMA = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,-]*")
+
+
+def _name(value: str) -> str:
+    if value and (not _NAME.fullmatch(value) or ".." in value):
+        raise ValueError("is not a name: letters, digits and _ . : + @ / , - only, and no '..'")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Selection(_Part):
+    """How the model was selected."""
+
+    criterion: Name
+    value: float | None
+    step: int | None
+    candidates: Count
+
+
+class Ledger(_Part):
+    """Annotations used."""
+
+    n_train_a: Count
+    n_val_a_fit: Count
+    n_val_a_select: Count
+    n_env: Count
+    n_y_extra: Count
+    total_a: Count
+
+
+class GroupRow(_Part):
+    """Counts of one true (y, a) group."""
+
+    y: Count
+    a: list[Count]
+    n_train: Count
+    m_val: Count
+    correct_val: Count
+    m_test: Count
+    correct_test: Count
+
+
+class EpochRow(_Part):
+    """One epoch: mean losses, and correct validation predictions per group."""
+
+    train_loss: float
+    val_loss: float
+    correct_val: list[Count]
+
+
+class PredictionFile(_Part):
+    """The .npz beside the record: its SHA-256, and hashes of the labels that it may not carry."""
+
+    sha256: Hash
+    labels_sha256: dict[Literal["val", "test"], Hash]
+    has_labels: bool
+
+
+class RunRecord(_Part):
+    """One run."""
+
+    schema_version: Literal[1] = SCHEMA
+    status: Literal["finished", "failed"]
+    created: str
+    run: Hash
+    protocol: Name
+    dataset: Name
+    fingerprint: Hash
+    backbone: Name
+    weights: str
+    method: Name
+    source: Name
+    policy: Literal["", "class", "carried"]
+    config: dict[str, Any]
+    budget: Name
+    recipe: dict[str, Any]
+    seed: int
+    code: Hash
+    error: str = ""
+    selection: Selection | None = None
+    labels: Ledger | None = None
+    groups: list[GroupRow] = []
+    history: list[EpochRow] = []
+    metrics: Values = {}
+    val_metrics: Values = {}
+    ci: dict[Literal["wga"], tuple[Share, Share]] = {}
+    cost: dict[str, Any] = {}
+    env: dict[str, Any] = {}
+    predictions: PredictionFile | None = None
+
+    @property
+    def label(self) -> str:
+        """Method as typed on the command line, with its policy."""
+        source = f"+{self.source}" if self.source else ""
+        return f"{self.method}{source}{'@class' if self.policy == 'class' else ''}"
+
+    def to_json(self) -> bytes:
+        """Canonical JSON, one field a line at the top level."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=True) + "\n").encode()
+
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def record_path(runs: Path, spec: RunSpec) -> Path:
+    """Where a run's record lies; readable, and unique by the run's hash."""
+    block = spec.block
+
+    def slug(text: str) -> str:
+        return re.sub(r"[^A-Za-z0-9_.+@-]", "_", text).replace("..", "_")
+
+    name = f"{slug(spec.method_label)}-{slug(str(spec.budget))}-s{block.seed}-{spec.hash[:12]}.json"
+    return runs / slug(block.dataset) / slug(block.backbone) / name
+
+
+def predictions_path(record: Path) -> Path:
+    """The .npz that belongs to a record."""
+    return record.with_suffix(".npz")
+
+
+def pack(arrays: Arrays) -> bytes:
+    """Compress arrays; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            content = io.BytesIO()
+            np.save(content, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), content.getvalue(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def labels_hash(y: NDArray[Any], a: NDArray[Any]) -> str:
+    """SHA-256 of labels and attributes as int64."""
+    return hashlib.sha256(y.astype(np.int64).tobytes() + np.ascontiguousarray(a, dtype=np.int64).tobytes()).hexdigest()
+
+
+def write(path: Path, record: RunRecord, arrays: Arrays | None) -> None:
+    """Write predictions, then the record that makes them count."""
+    if arrays is not None:
+        write_bytes(predictions_path(path), pack(arrays))
+    write_bytes(path, record.to_json())
+
+
+def read(path: Path) -> RunRecord:
+    """Read and validate a record; raises `CorruptFile` naming the first field that is wrong."""
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CorruptFile(f"{path}: {field}: {first['msg']}") from error
+    except OSError as error:
+        raise CorruptFile(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_predictions(path: Path, record: RunRecord) -> Arrays:
+    """Arrays of the .npz of the record at `path`; raises `CorruptFile` when absent, altered or unreadable."""
+    file = predictions_path(path)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CorruptFile(f"{file}: cannot be read: {error.strerror}") from error
+    if record.predictions is None or hashlib.sha256(content).hexdigest() != record.predictions.sha256:
+        raise CorruptFile(f"{file}: predictions.sha256: the file is not the one that the record was written with")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise CorruptFile(f"{file}: cannot be read: {error}") from error
+
+
+def find(folder: Path) -> Iterator[Path]:
+    """All record files below a folder, in a fixed order; files in the making are not among them."""
+    return iter(sorted(path for path in folder.rglob("*.json") if not path.name.startswith(".")))

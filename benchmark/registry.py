@@ -1,0 +1,177 @@
+"""Registries: a decorator registers an entry, files of a folder and entry points of other packages are discovered.
+
+An entry is found by dropping one file into `methods/` or `datasets/`, or by an installed package that declares the
+entry point group `worstgroup.methods`, `worstgroup.datasets` or `worstgroup.backbones`; names that no entry has get the
+closest ones offered.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, is_dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from .errors import UnknownName, UserError
+from .spec import Card, Requires
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type[Any])
+F = TypeVar("F", bound=Callable[..., Any])
+PACKAGE = __name__.rpartition(".benchmark.")[0]
+
+
+class Registry(Generic[T]):
+    """Names to entries of one kind, filled on first use from a subpackage and from entry points."""
+
+    def __init__(self, kind: str, folder: str, group: str | None = None) -> None:
+        self.kind = kind
+        self._folder = folder
+        self._group = group
+        self._entries: dict[str, T] = {}
+        self._discovered = False
+
+    def add(self, name: str, entry: T) -> None:
+        """Register one entry; a name can be taken only once."""
+        if name in self._entries:
+            raise UserError(f"two {self.kind}s are called {name!r}; rename one of them")
+        self._entries[name] = entry
+
+    def discover(self) -> None:
+        """Import every module of the folder and every entry point, once."""
+        if self._discovered:
+            return
+        self._discovered = True
+        package = importlib.import_module(f"{PACKAGE}.{self._folder}")
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            if not module.ispkg:
+                importlib.import_module(f"{package.__name__}.{module.name}")
+        for entry in entry_points(group=self._group) if self._group else ():
+            try:
+                entry.load()
+            except Exception as error:
+                raise UserError(
+                    f"the installed package behind entry point {entry.name!r} ({self._group}) cannot be loaded: {error}"
+                ) from error
+
+    def __getitem__(self, name: str) -> T:
+        self.discover()
+        if name not in self._entries:
+            raise UnknownName(self.kind, name, self._entries, f"See `worstgroup ls {self.kind}s`.")
+        return self._entries[name]
+
+    def __contains__(self, name: str) -> bool:
+        self.discover()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        self.discover()
+        return iter(sorted(self._entries))
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A registered method: its class, its typed configuration and what it needs."""
+
+    name: str
+    cls: type[Any]
+    config: type[Any]
+    requires: Requires
+    paper: str
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (self.cls.__doc__ or "").strip().partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A registered dataset: its class and the cards of its variants (`""` is the default one)."""
+
+    name: str
+    cls: type[Any]
+    cards: dict[str, Card]
+
+    def card(self, variant: str) -> Card:
+        """The card of one variant, or `UnknownName`."""
+        if variant not in self.cards:
+            known = [f"{self.name}:{v}" if v else self.name for v in self.cards]
+            raise UnknownName("dataset variant", f"{self.name}:{variant}", known)
+        return self.cards[variant]
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """A registered backbone: a builder and one line about it."""
+
+    name: str
+    build: Callable[..., Any]
+    weights: tuple[str, ...]
+    summary: str
+
+
+METHODS: Registry[MethodEntry] = Registry("method", "methods", "worstgroup.methods")
+SOURCES: Registry[MethodEntry] = Registry("source", "methods.groups", "worstgroup.sources")
+DATASETS: Registry[DatasetEntry] = Registry("dataset", "datasets", "worstgroup.datasets")
+BACKBONES: Registry[BackboneEntry] = Registry("backbone", "benchmark.backbones", "worstgroup.backbones")
+
+
+def method(name: str, *, paper: str, requires: Requires) -> Callable[[C], C]:
+    """Register a method class: an `Objective`, or a class with `fit(task) -> Predictor`.
+
+    The class carries a frozen dataclass `Config` with a default for every field.
+    """
+
+    def register(cls: C) -> C:
+        config = getattr(cls, "Config", None)
+        if config is None or not is_dataclass(config):
+            raise UserError(f"method {name!r} needs a frozen dataclass `Config` (it may be empty)")
+        if not (hasattr(cls, "fit") or hasattr(cls, "loss")):
+            raise UserError(f"method {name!r} needs `loss(batch)` (an Objective) or `fit(task)`")
+        METHODS.add(name, MethodEntry(name, cls, config, requires, paper))
+        return cls
+
+    return register
+
+
+def dataset(name: str, cards: dict[str, Card]) -> Callable[[C], C]:
+    """Register a dataset class with `__init__(card)`, `source_key(root)` and `load(root) -> Splits`."""
+
+    def register(cls: C) -> C:
+        DATASETS.add(name, DatasetEntry(name, cls, cards))
+        return cls
+
+    return register
+
+
+def backbone(name: str, *, weights: tuple[str, ...] = ("none",)) -> Callable[[F], F]:
+    """Register a function that builds a `Backbone` of this name."""
+
+    def register(build: F) -> F:
+        summary = (build.__doc__ or "").strip().partition("\n")[0]
+        BACKBONES.add(name, BackboneEntry(name, build, weights, summary))
+        return build
+
+    return register
+
+
+def load_plugin(path: Path) -> None:
+    """Import one Python file that registers entries; it runs with all rights of the user, so only when named."""
+    if not path.is_file():
+        raise UserError(f"--plugin {path}: there is no such file")
+    name = f"worstgroup_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--plugin {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--plugin {path}: {type(error).__name__}: {error}") from error

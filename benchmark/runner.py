@@ -1,0 +1,269 @@
+"""Runs: a `RunSpec` becomes a `RunRecord`; finished runs are skipped, failed ones are recorded and the rest goes on."""
+
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import engine, metrics, record
+from .annotations import Annotations
+from .artifacts import work_folder
+from .cost import Clock, CostReport
+from .errors import CorruptFile, NonFiniteLoss, UserError
+from .home import lock, runs_home
+from .lab import Lab, Progress
+from .planning import Plan, Planned, Request, plan
+from .record import Arrays, RunRecord
+from .registry import METHODS
+from .spec import SPLITS, Card, RunSpec, SplitName, override
+from .store import Store
+from .task import Predictor, Task
+
+SESSION = secrets.token_hex(6)
+"""Identifies this invocation: costs are compared within one."""
+
+
+def pick_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def finished(spec: RunSpec, runs: Path | None = None) -> RunRecord | None:
+    """The finished record of a run, or None; raises `CorruptFile` for one that cannot be read."""
+    path = record.record_path(runs or runs_home(), spec)
+    if not path.exists() or not record.predictions_path(path).exists():
+        return None
+    found = record.read(path)
+    return found if found.status == "finished" else None
+
+
+def run_spec(spec: RunSpec, store: Store, progress: Progress = lambda stage, epoch, epochs: None) -> RunRecord:
+    """Make one run and write its record; a second process that wants the same run waits and reads it.
+
+    A non-finite loss, a method's own refusal or a crash in it give a record with status `failed`.
+    """
+    path = record.record_path(runs_home(), spec)
+    with lock(path):
+        done = finished(spec)
+        if done is not None:
+            return done
+        try:
+            result, arrays = execute(spec, store, progress)
+        except (UserError, CorruptFile) as error:
+            if isinstance(error.__cause__, OSError):
+                raise  # the disk, not the run
+            result, arrays = _failed(spec, store, str(error)), None
+        except NonFiniteLoss as error:
+            result, arrays = _failed(spec, store, str(error)), None
+        except Exception as error:  # a method's bug must not end the suite
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}:{last.lineno}"
+            result, arrays = _failed(spec, store, f"{type(error).__name__}: {error} ({where})"), None
+        record.write(path, result, arrays)
+        shutil.rmtree(work_folder(spec.hash), ignore_errors=True)
+    return result
+
+
+def execute(spec: RunSpec, store: Store, progress: Progress) -> tuple[RunRecord, Arrays]:
+    """Fit, then predict validation and test, then score."""
+    device = pick_device()
+    clock = Clock(device)
+    lab = Lab(spec.block, store, device, clock, progress)
+    train, val = store.split("train"), store.split("val")
+    annotations = Annotations(store.card, {"train": train.y, "val": val.y}, {"train": train.a, "val": val.a}, spec.budget)
+    predictor = _fit(spec, Task(spec, lab, annotations))
+    logits: dict[SplitName, NDArray[np.float32]] = {name: _logits(lab, predictor, name) for name in ("val", "test")}
+    return _record(spec, store, predictor, annotations, clock, logits)
+
+
+def _fit(spec: RunSpec, task: Task) -> Predictor:
+    entry = METHODS[spec.method]
+    method = entry.cls(entry.config(**dict(spec.config)))
+    predictor = task.train(method) if isinstance(method, engine.Objective) else method.fit(task)
+    if not isinstance(predictor, Predictor):
+        raise UserError(f"{spec.method}: fit(task) must return a Predictor, it returned {type(predictor).__name__}")
+    return predictor
+
+
+def _logits(lab: Lab, predictor: Predictor, split: SplitName) -> NDArray[np.float32]:
+    """Logits (n, K) of a split, off every clock."""
+    with lab.clock.stage("predict"), lab.clock.off(), torch.no_grad():
+        if predictor.head is None:
+            model = predictor.checkpoint.model
+            outputs = engine.predict(model, model, lab.pixels(split), lab.recipe)
+        else:
+            outputs = predictor.head(lab.outputs(predictor.checkpoint, split)[0])
+    lab.clock.stages.pop("predict")
+    logits: NDArray[np.float32] = outputs.numpy().astype(np.float32)
+    if not np.isfinite(logits).all():
+        raise UserError(f"the {split} logits are not finite")
+    return logits
+
+
+# --------------------------------------------------------------------------------------------------------- records
+
+
+def _identity(spec: RunSpec) -> dict[str, Any]:
+    block = spec.block
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": spec.hash,
+        "protocol": spec.protocol,
+        "dataset": block.dataset,
+        "fingerprint": block.fingerprint,
+        "backbone": block.backbone,
+        "weights": block.weights,
+        "method": spec.method,
+        "source": spec.source,
+        "policy": spec.policy,
+        "config": dict(spec.config),
+        "budget": str(spec.budget),
+        "recipe": asdict(block.recipe),
+        "seed": block.seed,
+        "code": spec.code,
+        "env": environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Device and versions that a result was made with."""
+    device = pick_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    packages = ("worstgroup", "torch", "torchvision", "numpy", "scikit-learn")
+    return {
+        "device": name,
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "platform": platform.system().lower(),
+        "versions": {package: version(package) for package in packages},
+        "session": SESSION,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _failed(spec: RunSpec, store: Store, error: str) -> RunRecord:
+    return RunRecord(**_identity(spec), status="failed", error=error)
+
+
+def _record(
+    spec: RunSpec,
+    store: Store,
+    predictor: Predictor,
+    annotations: Annotations,
+    clock: Clock,
+    logits: dict[SplitName, NDArray[np.float32]],
+) -> tuple[RunRecord, Arrays]:
+    """Score the predictions and put everything about the run into one record."""
+    card = store.card
+    splits = {name: store.split(name) for name in SPLITS}
+    group = {name: metrics.group_index(split.y, split.a, card.shape) for name, split in splits.items()}
+    n_train = np.bincount(group["train"], minlength=card.num_groups)
+    predictions = {name: values.argmax(1).astype(np.int16) for name, values in logits.items()}
+    counts = {
+        name: metrics.group_counts(predictions[name] == splits[name].y, group[name], card.num_groups) for name in logits
+    }
+    arrays: Arrays = {}
+    for name in logits:
+        arrays |= {f"{name}_prediction": predictions[name], f"{name}_logits": logits[name]}
+        arrays |= {f"{name}_index": np.arange(len(predictions[name]), dtype=np.int32)}
+        if card.share_labels:
+            labels = {"y": splits[name].y.astype(np.int16), "a": splits[name].a.astype(np.int16)}
+            arrays |= {f"{name}_{key}": value for key, value in labels.items()}
+            arrays |= {f"{name}_unit": splits[name].units().astype(np.int32)}
+    worst = metrics.worst_group(*counts["test"])
+    epochs = predictor.trajectory.epochs if predictor.trajectory else []
+    result = RunRecord(
+        **_identity(spec),
+        status="finished",
+        selection=record.Selection(**asdict(predictor.choice)),
+        labels=record.Ledger(**asdict(annotations.ledger())),
+        groups=group_rows(card, n_train, counts["val"], counts["test"]),
+        history=[
+            record.EpochRow(
+                train_loss=epoch.train_loss,
+                val_loss=epoch.val_loss,
+                correct_val=metrics.group_counts(epoch.predictions == splits["val"].y, group["val"], card.num_groups)[0].tolist(),
+            )
+            for epoch in epochs
+        ],
+        metrics=metrics.evaluate(*counts["test"], n_train, card),
+        val_metrics=metrics.evaluate(*counts["val"], n_train, card),
+        ci={"wga": metrics.wilson_interval(int(counts["test"][0][worst]), int(counts["test"][1][worst]))},
+        cost=CostReport.of(clock).to_dict(),
+        predictions=record.PredictionFile(
+            sha256=hashlib.sha256(record.pack(arrays)).hexdigest(),
+            labels_sha256={name: record.labels_hash(splits[name].y, splits[name].a) for name in ("val", "test")},
+            has_labels=card.share_labels,
+        ),
+    )
+    return result, arrays
+
+
+def group_rows(
+    card: Card,
+    n_train: metrics.Counts,
+    val: tuple[metrics.Counts, metrics.Counts],
+    test: tuple[metrics.Counts, metrics.Counts],
+) -> list[record.GroupRow]:
+    """Counts of every group, in index order."""
+    return [
+        record.GroupRow(
+            y=y,
+            a=list(a),
+            n_train=int(n_train[g]),
+            m_val=int(val[1][g]),
+            correct_val=int(val[0][g]),
+            m_test=int(test[1][g]),
+            correct_test=int(test[0][g]),
+        )
+        for g, (y, *a) in enumerate(np.ndindex(*card.shape))
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ Python API
+
+
+def run(
+    dataset: str,
+    method: str,
+    *,
+    budget: str = "",
+    backbone: str = "",
+    weights: str = "none",
+    seed: int = 0,
+    root: str | Path | None = None,
+    **settings: Any,
+) -> RunRecord:
+    """Make one run (or read it, if it is finished) and return its record.
+
+    `settings` are configuration keys of the method, e.g. `run("digits2", "groupdro", step_size=0.1)`.
+    """
+    texts = {key: str(value) for key, value in settings.items()}
+    request = Request(dataset, method, budget, backbone, weights, (seed,), texts)
+    made = plan([request], Path(root) if root else None)
+    planned = made.runs[0]
+    if planned.spec is None:
+        raise UserError(f"{planned.label}: {planned.reason}")
+    return run_spec(planned.spec, made.stores[planned.spec.block.dataset])

@@ -1,0 +1,78 @@
+"""Model selection: criteria on validation predictions, each a tuple to maximise (value, then tie-breakers).
+
+Between equal candidates the earlier one wins. Criteria that start from groups need validation attributes; the others
+need class labels only (spec: metrics and protocol, sections 7 and 10.2).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import metrics
+from .annotations import Groups
+
+Score = tuple[float, ...]
+
+
+def smoothed_worst_group(correct: metrics.Counts, total: metrics.Counts) -> float:
+    """Minimum of (correct + 1) / (n + 2) over all cells; an unseen cell scores 0.5 for every candidate."""
+    return float(((correct + 1) / (total + 2)).min())
+
+
+def _wga(correct: metrics.Counts, total: metrics.Counts) -> Score:
+    return metrics.worst_group_accuracy(correct, total), metrics.group_mean_accuracy(correct, total)
+
+
+def _smoothed(correct: metrics.Counts, total: metrics.Counts) -> Score:
+    return smoothed_worst_group(correct, total), metrics.group_mean_accuracy(correct, total)
+
+
+def _wga_avg(correct: metrics.Counts, total: metrics.Counts) -> Score:
+    return ((metrics.worst_group_accuracy(correct, total) + metrics.mean_accuracy(correct, total)) / 2,)
+
+
+def _mean(correct: metrics.Counts, total: metrics.Counts) -> Score:
+    return (metrics.mean_accuracy(correct, total),)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A selection rule: whether it counts over groups or over classes, and the score of the counts."""
+
+    name: str
+    needs_groups: bool
+    score: Callable[[metrics.Counts, metrics.Counts], Score]
+
+
+CRITERIA: dict[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (
+        Criterion("val-wga", True, _wga),
+        Criterion("val-wga-smoothed", True, _smoothed),
+        Criterion("val-wga-avg", True, _wga_avg),
+        Criterion("val-worst-class", False, _wga),
+        Criterion("val-balanced", False, lambda c, t: (metrics.group_mean_accuracy(c, t),)),
+        Criterion("val-mean", False, _mean),
+    )
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Selector:
+    """A criterion bound to the groups (or classes, as groups) of some validation examples."""
+
+    criterion: Criterion
+    truth: NDArray[np.int64]
+    groups: Groups
+
+    def __call__(self, predictions: NDArray[np.integer]) -> Score:
+        """Score of predicted classes (n,); larger is better."""
+        return self.criterion.score(*metrics.group_counts(predictions == self.truth, self.groups.index, self.groups.num))
+
+    def best(self, candidates: Iterable[NDArray[np.integer]]) -> tuple[int, Score]:
+        """Position and score of the best candidate, the earliest among equals."""
+        scores = [self(predictions) for predictions in candidates]
+        best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+        return best, scores[best]

@@ -1,0 +1,356 @@
+"""What is run, on what and under which budget: frozen dataclasses whose hash is the identity of a run."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from .errors import UnknownName, UserError
+
+PROTOCOL = "wg1"
+"""Version of the protocol: rows of different versions never share a table."""
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def derive_seed(*parts: Any) -> int:
+    """A seed below 2**63 for one named purpose, e.g. `derive_seed(block, seed, "order", epoch)`.
+
+    Every random draw of the engine comes from such a stream, so that a new purpose never shifts another's numbers.
+    """
+    return int(digest(list(parts))[:16], 16) >> 1
+
+
+# --------------------------------------------------------------------------------------------- annotation budgets
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the annotation ladder: which images' attributes may be used, and for what."""
+
+    name: str
+    train: bool
+    val_fit: bool
+    val_select: bool
+    criterion: str
+    summary: str
+
+
+RUNGS: dict[str, Rung] = {
+    rung.name: rung
+    for rung in (
+        Rung("none", False, False, False, "val-worst-class", "no attribute label; selection by the worst class"),
+        Rung("select", False, False, True, "val-wga", "validation attributes, for selection only"),
+        Rung("val", False, True, True, "val-wga-smoothed", "validation attributes, for fitting and selection"),
+        Rung("train+val", True, True, True, "val-wga", "all attributes of train and validation"),
+    )
+}
+"""The ladder, poorest rung first (spec: metrics and protocol, section 10)."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A rung, and the attributes it grants (`()` grants all of them; each costs one label per image)."""
+
+    rung: str
+    attributes: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Read `val` or `val:background` or `val:background,object`."""
+        rung, colon, names = text.partition(":")
+        if rung not in RUNGS:
+            raise UnknownName("budget", rung, RUNGS, "See `worstgroup ls budgets`.")
+        attributes = tuple(name for name in names.split(",") if name)
+        if colon and not attributes:
+            raise UserError(f"budget {text!r} ends in a colon: write {rung!r}, or {rung}:ATTRIBUTE")
+        return cls(rung, attributes)
+
+    def __str__(self) -> str:
+        return f"{self.rung}:{','.join(self.attributes)}" if self.attributes else self.rung
+
+    @property
+    def grant(self) -> Rung:
+        """What the rung allows."""
+        return RUNGS[self.rung]
+
+    @property
+    def order(self) -> int:
+        """Position on the ladder, 0 = no label."""
+        return list(RUNGS).index(self.rung)
+
+    def columns(self, card: "Card") -> tuple[int, ...]:
+        """Indices of the granted attributes in card order; raises `UnknownName` for a name the card lacks."""
+        names = [attribute.name for attribute in card.attributes]
+        for name in self.attributes:
+            if name not in names:
+                raise UnknownName(f"attribute of {card.name}", name, names)
+        return tuple(i for i, name in enumerate(names) if not self.attributes or name in self.attributes)
+
+
+@dataclass(frozen=True)
+class Requires:
+    """What a method needs and where it is at home.
+
+    `fit`: whose attributes it fits on. `native`: its rung when none is asked for. `class_fallback`: with fewer labels it
+    runs with classes in place of groups (`@class`).
+    """
+
+    fit: Literal["none", "val", "train"] = "none"
+    native: str = "none"
+    class_fallback: bool = False
+
+    def resolve(self, budget: Budget, policy: str = "") -> "Policy":
+        """Decide how the method runs at a budget: natively, under a policy, or not at all (spec: protocol, section 11)."""
+        grant = budget.grant
+        granted = {"none": True, "val": grant.val_fit, "train": grant.train}[self.fit]
+        if policy == "class":
+            if not self.class_fallback:
+                return Policy("n/a", "it uses no groups, so @class does not apply to it")
+            return Policy("class")
+        if granted:
+            return Policy("carried" if budget.order > Budget(self.native).order else "")
+        if self.class_fallback and not grant.val_fit:
+            return Policy("class")
+        return Policy("n/a", f"needs {'train+val' if self.fit == 'train' else 'val'}")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a method runs at a budget: `tag` is `""` (native), `class`, `carried` or `n/a` with its `reason`."""
+
+    tag: str
+    reason: str = ""
+
+
+# ------------------------------------------------------------------------------------------------------- datasets
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A spurious attribute: its values, the value aligned with each class, and the declared share of aligned train images."""
+
+    name: str
+    values: tuple[str, ...]
+    aligned: tuple[int, ...]
+    train_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that a dataset is made of: its name, MD5 of the official content, and where it can be fetched."""
+
+    file: str
+    md5: str = ""
+    url: str = ""
+
+
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every method of a block trains: the same images per step, steps and augmentation for all."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    batch_size: int = 128
+    epochs: int = 30
+    schedule: Schedule = "constant"
+    augment: Literal["none", "flip", "crop+flip"] = "none"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2:
+            raise UserError(f"recipe: epochs ({self.epochs}) must be at least 1, batch_size ({self.batch_size}) at least 2")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UserError(f"recipe.lr must be a positive number, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a dataset variant is: its groups and exact counts, licence, sources, default transform and recipe."""
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    attributes: tuple[Attribute, ...]
+    image: tuple[int, int, int]
+    counts: dict[SplitName, tuple[int, ...]]
+    licence: str
+    citation: str
+    recipe: Recipe
+    backbone: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sources: tuple[Source, ...] = ()
+    share_labels: bool = True
+    """Whether the licence lets records carry y and a; otherwise they carry a hash."""
+    notes: tuple[str, ...] = ()
+    params: dict[str, Any] = field(default_factory=dict)
+    """Parameters of a generator, part of the card."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Classes, then the number of values of each attribute: the group index is y major, then attributes in order."""
+        return (len(self.classes), *(len(attribute.values) for attribute in self.attributes))
+
+    @property
+    def num_groups(self) -> int:
+        """Number of (y, a) cells."""
+        return math.prod(self.shape)
+
+    def group_names(self) -> list[str]:
+        """Human names of all groups in index order, e.g. `waterbird/land`."""
+        names = list(self.classes)
+        for attribute in self.attributes:
+            names = [f"{name}/{value}" for name in names for value in attribute.values]
+        return names
+
+
+# ----------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class MethodName:
+    """`HOST[+SOURCE][@POLICY]` as typed on the command line."""
+
+    host: str
+    source: str = ""
+    policy: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "MethodName":
+        """Split the three parts; which of them exist is for the registries to say."""
+        rest, at, policy = text.partition("@")
+        host, plus, source = rest.partition("+")
+        if not host or (at and not policy) or (plus and not source):
+            raise UserError(f"method {text!r}: write HOST, HOST+SOURCE, HOST@POLICY or HOST+SOURCE@POLICY")
+        if policy not in ("", "class"):
+            raise UnknownName("policy", policy, ["class"])
+        return cls(host, source, policy)
+
+
+@dataclass(frozen=True)
+class Block:
+    """What all methods of one comparison share, and what the shared ERM is keyed by."""
+
+    dataset: str
+    fingerprint: str
+    backbone: str
+    weights: str
+    recipe: Recipe
+    seed: int
+    weights_file: str = ""
+    """Where weights that are a file lie; `weights` then names them by content, so this is no part of the identity."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All fields that matter."""
+        fields = dataclasses.asdict(self)
+        del fields["weights_file"]
+        return fields
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the identity."""
+        return digest(self.identity)
+
+    @property
+    def stream(self) -> tuple[str, str, str, int]:
+        """What random streams derive from: names and the seed, never labels, so that no draw can carry one."""
+        return self.dataset, self.backbone, self.weights, self.seed
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Identity of one run. `code` is the fingerprint of the method's file and of the blocks it imports."""
+
+    block: Block
+    method: str
+    source: str
+    policy: str
+    config: tuple[tuple[str, Any], ...]
+    budget: Budget
+    code: str
+    protocol: str = PROTOCOL
+
+    @cached_property
+    def hash(self) -> str:
+        """Hex SHA-256 of the identity."""
+        return digest({**dataclasses.asdict(self), "block": self.block.identity})
+
+    @property
+    def label(self) -> str:
+        """Short name for people: `dfr@class on digits2 · none · seed 0`."""
+        return f"{self.method_label} on {self.block.dataset} · {self.budget} · seed {self.block.seed}"
+
+    @property
+    def method_label(self) -> str:
+        """Method as `HOST[+SOURCE][@POLICY]`."""
+        source = f"+{self.source}" if self.source else ""
+        return f"{self.method}{source}{'@class' if self.policy == 'class' else ''}"
+
+
+# ----------------------------------------------------------------------------------------------------- typed knobs
+
+
+def override(instance: Any, changes: dict[str, str], what: str) -> tuple[Any, list[str]]:
+    """Replace fields of a dataclass by values typed as text, each checked against the field's type.
+
+    Returns the new instance and all problems found, so that a caller can report them together.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    known = {f.name: f for f in dataclasses.fields(instance)}
+    hints = _hints(type(instance))
+    for key, text in changes.items():
+        if key not in known:
+            problems.append(str(UnknownName(f"{what} key", key, known)))
+            continue
+        try:
+            values[key] = _parse(hints[key], text)
+        except ValidationError as error:
+            problems.append(f"{what} {key}={text}: {error.errors()[0]['msg'].lower()}")
+    if problems:
+        return instance, problems
+    try:
+        return dataclasses.replace(instance, **values), []
+    except UserError as error:
+        return instance, [str(error)]
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(cls)
+
+
+def _parse(hint: Any, text: str) -> Any:
+    adapter = TypeAdapter(hint)
+    try:
+        return adapter.validate_strings(text)
+    except ValidationError:
+        try:  # tuples and other containers are typed as JSON
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if isinstance(value, list | dict):
+            return adapter.validate_python(value)
+        raise

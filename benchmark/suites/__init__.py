@@ -1,0 +1,1 @@
+"""Suites: one TOML file each, listing the runs of one leaderboard."""

@@ -1,0 +1,1 @@
+"""What records mean together: tables, intervals and their verification."""

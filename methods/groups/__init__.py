@@ -1,0 +1,1 @@
+"""Group sources: what `task.groups` answers when the run names a source."""
