@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from .spec import Attribute, Card
+from .spec import Attribute
 
 Counts = NDArray[np.int64]
 Values = dict[str, float | None]
@@ -110,15 +110,17 @@ def whac_a_mole(accuracy: dict[tuple[int, ...], float], weights: dict[tuple[int,
     return values
 
 
-def evaluate(correct: Counts, total: Counts, n_train: Counts, card: Card) -> Values:
-    """Every metric of a split from its group counts (G,) and the train counts (G,)."""
-    recalls = class_recalls(correct, total, len(card.classes))
+def evaluate(
+    correct: Counts, total: Counts, n_train: Counts, shape: Sequence[int], attributes: Sequence[Attribute]
+) -> Values:
+    """Every metric of a split from its group counts (G,) and the train counts (G,); `shape` is (K, S_1 .. S_k)."""
+    recalls = class_recalls(correct, total, shape[0])
     wga, mean = worst_group_accuracy(correct, total), mean_accuracy(correct, total)
     unseen = bool((n_train[total > 0] == 0).any())
     gaps = whac_a_mole(
-        alignment_accuracy(correct, total, card.shape, card.attributes),
-        alignment_weights(n_train, card.shape, card.attributes),
-        [attribute.name for attribute in card.attributes],
+        alignment_accuracy(correct, total, shape, attributes),
+        alignment_weights(n_train, shape, attributes),
+        [attribute.name for attribute in attributes],
     )
     return {
         "wga": wga,

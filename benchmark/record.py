@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from .errors import CorruptFile
 from .home import write_bytes
 from .metrics import Values
-from .spec import RunSpec
+from .spec import Attribute, Block, Budget, Recipe, RunSpec
 
 SCHEMA = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,-]*")
@@ -40,6 +40,15 @@ Count = Annotated[int, Field(ge=0)]
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AttributeRow(_Part):
+    """A spurious attribute as the dataset's card gives it, so that a record can be read without the dataset."""
+
+    name: Name
+    values: list[str]
+    aligned: list[Count]
+    train_ratio: Share | None
 
 
 class Selection(_Part):
@@ -110,6 +119,8 @@ class RunRecord(_Part):
     recipe: dict[str, Any]
     seed: int
     code: Hash
+    classes: list[str]
+    attributes: list[AttributeRow]
     error: str = ""
     selection: Selection | None = None
     labels: Ledger | None = None
@@ -121,6 +132,28 @@ class RunRecord(_Part):
     cost: dict[str, Any] = {}
     env: dict[str, Any] = {}
     predictions: PredictionFile | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(K, S_1 .. S_k)."""
+        return (len(self.classes), *(len(attribute.values) for attribute in self.attributes))
+
+    def spec_attributes(self) -> list[Attribute]:
+        """Attributes as metrics take them."""
+        return [Attribute(a.name, tuple(a.values), tuple(a.aligned), a.train_ratio) for a in self.attributes]
+
+    def counts(self) -> dict[str, NDArray[np.int64]]:
+        """Group counts as arrays (G,): n_train, m_val, correct_val, m_test, correct_test."""
+        names = ("n_train", "m_val", "correct_val", "m_test", "correct_test")
+        return {name: np.array([getattr(group, name) for group in self.groups], dtype=np.int64) for name in names}
+
+    def identity_hash(self) -> str:
+        """The run hash that the identity fields give; an edited field changes it."""
+        recipe = Recipe(**self.recipe)
+        block = Block(self.dataset, self.fingerprint, self.backbone, self.weights, recipe, self.seed)
+        config = tuple(sorted(self.config.items()))
+        budget = Budget.parse(self.budget)
+        return RunSpec(block, self.method, self.source, self.policy, config, budget, self.code, self.protocol).hash
 
     @property
     def label(self) -> str:

@@ -84,8 +84,8 @@ class MethodEntry:
 
     @property
     def summary(self) -> str:
-        """First line of the docstring."""
-        return (self.cls.__doc__ or "").strip().partition("\n")[0]
+        """First line of the docstring of the method's file."""
+        return (sys.modules[self.cls.__module__].__doc__ or "").strip().partition("\n")[0]
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _logits(lab: Lab, predictor: Predictor, split: SplitName) -> NDArray[np.floa
 # --------------------------------------------------------------------------------------------------------- records
 
 
-def _identity(spec: RunSpec) -> dict[str, Any]:
+def _identity(spec: RunSpec, card: Card) -> dict[str, Any]:
     block = spec.block
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -133,6 +133,8 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
         "recipe": asdict(block.recipe),
         "seed": block.seed,
         "code": spec.code,
+        "classes": list(card.classes),
+        "attributes": [record.AttributeRow(**asdict(attribute)) for attribute in card.attributes],
         "env": environment(),
     }
 
@@ -164,7 +166,7 @@ def _cpu_name() -> str:
 
 
 def _failed(spec: RunSpec, store: Store, error: str) -> RunRecord:
-    return RunRecord(**_identity(spec), status="failed", error=error)
+    return RunRecord(**_identity(spec, store.card), status="failed", error=error)
 
 
 def _record(
@@ -195,7 +197,7 @@ def _record(
     worst = metrics.worst_group(*counts["test"])
     epochs = predictor.trajectory.epochs if predictor.trajectory else []
     result = RunRecord(
-        **_identity(spec),
+        **_identity(spec, card),
         status="finished",
         selection=record.Selection(**asdict(predictor.choice)),
         labels=record.Ledger(**asdict(annotations.ledger())),
@@ -208,8 +210,8 @@ def _record(
             )
             for epoch in epochs
         ],
-        metrics=metrics.evaluate(*counts["test"], n_train, card),
-        val_metrics=metrics.evaluate(*counts["val"], n_train, card),
+        metrics=metrics.evaluate(*counts["test"], n_train, card.shape, card.attributes),
+        val_metrics=metrics.evaluate(*counts["val"], n_train, card.shape, card.attributes),
         ci={"wga": metrics.wilson_interval(int(counts["test"][0][worst]), int(counts["test"][1][worst]))},
         cost=CostReport.of(clock).to_dict(),
         predictions=record.PredictionFile(

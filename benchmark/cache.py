@@ -1,0 +1,47 @@
+"""What lies in the home folder, and what of it can go."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import UserError
+from .home import TEMPORARY, artifacts_home, data_home, disk_errors, home, runs_home
+
+
+def contents() -> Iterator[tuple[str, int, int]]:
+    """Name, number of files and bytes of every part of the home folder."""
+    parts = {"runs": runs_home(), "data/store": data_home() / "store"}
+    parts |= {f"artifacts/{folder.name}": folder for folder in _folders(artifacts_home())}
+    for name, folder in parts.items():
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+        yield name, len(sizes), sum(sizes)
+
+
+def prune_artifacts() -> int:
+    """Delete artifacts, full-state checkpoints and leftovers of killed processes; returns the bytes freed.
+
+    Runs and data stay. Raises `UserError` while another process works in this home.
+    """
+    for file in home().rglob(".*.lock"):
+        try:
+            with FileLock(file, timeout=0):
+                pass
+        except Timeout as error:
+            raise UserError(f"another process is at work in {home()} ({file.name}); prune when it is done") from error
+    doomed = [*_folders(artifacts_home()), *home().rglob(f"{TEMPORARY}*")]
+    freed = 0
+    with disk_errors(home()):
+        for path in doomed:
+            if path.is_dir():
+                freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                shutil.rmtree(path)
+            elif path.exists():
+                freed += path.stat().st_size
+                path.unlink()
+    return freed
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []

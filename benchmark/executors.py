@@ -1,0 +1,106 @@
+"""Running a plan: one after another in this process, or several worker processes on this machine."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+from .errors import UserError
+from .planning import Plan
+from .record import RunRecord
+from .registry import load_plugin
+from .runner import finished, run_spec
+from .spec import RunSpec
+from .store import Store
+
+
+class Reporter(Protocol):
+    """Who is told what happens; see `console.py`."""
+
+    def begin(self, total: int, cached: int) -> None:
+        """Before the first run: how many there are, and how many are finished already."""
+
+    def start(self, spec: RunSpec) -> None:
+        """A run starts."""
+
+    def progress(self, stage: str, epoch: int, epochs: int) -> None:
+        """An epoch of the current run ended (only when runs go one after another)."""
+
+    def end(self, spec: RunSpec, record: RunRecord, seconds: float) -> None:
+        """A run ended, finished or failed."""
+
+
+def run_plan(plan: Plan, reporter: Reporter, *, jobs: int = 1, plugins: Sequence[Path] = ()) -> list[RunRecord]:
+    """Run what is missing and return the records of all runs of the plan, in its order.
+
+    Workers share the machine's cores evenly. An interrupt ends the workers at once; finished runs are kept.
+    """
+    specs = [planned.spec for planned in plan.runs if planned.spec is not None]
+    records = {spec.hash: record for spec in specs if (record := finished(spec)) is not None}
+    missing = [spec for spec in specs if spec.hash not in records]
+    reporter.begin(len(specs), len(specs) - len(missing))
+    if jobs <= 1 or len(missing) <= 1:
+        for spec in missing:
+            reporter.start(spec)
+            start = time.perf_counter()
+            records[spec.hash] = run_spec(spec, plan.stores[spec.block.dataset], reporter.progress)
+            reporter.end(spec, records[spec.hash], time.perf_counter() - start)
+    else:
+        records |= _run_parallel(missing, plan, reporter, min(jobs, len(missing)), plugins)
+    return [records[spec.hash] for spec in specs]
+
+
+def shard(plan: Plan, text: str) -> Plan:
+    """Part i of n of a plan (`i/n`, 1-based), whole seeds apart as far as possible, so that shards share little."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--shard {text}: write i/n with 1 <= i <= n, e.g. 2/8")
+    blocks = list(dict.fromkeys(planned.spec.block.key for planned in plan.runs if planned.spec))
+    mine = {key for i, key in enumerate(blocks) if i % int(parts) == int(part) - 1}
+    return Plan([planned for planned in plan.runs if planned.spec and planned.spec.block.key in mine], plan.stores)
+
+
+def _run_parallel(
+    missing: list[RunSpec], plan: Plan, reporter: Reporter, jobs: int, plugins: Sequence[Path]
+) -> dict[str, RunRecord]:
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    records: dict[str, RunRecord] = {}
+    # spawn: a forked child would inherit torch's threads and locks in an undefined state
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _initialise, (threads, tuple(plugins)))
+    try:
+        pending: dict[Future[tuple[RunRecord, float]], RunSpec] = {}
+        for spec in missing:
+            pending[pool.submit(_work, spec, plan.stores[spec.block.dataset])] = spec
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                spec = pending.pop(future)
+                record, seconds = future.result()
+                records[spec.hash] = record
+                reporter.end(spec, record, seconds)
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return records
+
+
+def _initialise(threads: int, plugins: tuple[Path, ...]) -> None:
+    """Set a worker up: the parent alone answers an interrupt."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(threads)
+    for plugin in plugins:
+        load_plugin(plugin)
+
+
+def _work(spec: RunSpec, store: Store) -> tuple[RunRecord, float]:
+    start = time.perf_counter()
+    record = run_spec(spec, store)
+    return record, time.perf_counter() - start

@@ -1,0 +1,58 @@
+"""What long work shows: a progress bar with time left on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .benchmark.record import RunRecord
+from .benchmark.spec import RunSpec
+
+
+class RunReporter:
+    """Reports runs to a console; use it as a context manager."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.done = self.total = 0
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+
+    def __enter__(self) -> "RunReporter":
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def begin(self, total: int, cached: int) -> None:
+        """Note the size of the job."""
+        self.total, self.done = total, cached
+        self._runs = self._bars.add_task("runs", total=total, completed=cached)
+        self._epochs = self._bars.add_task("", total=None, visible=False)
+        if cached:
+            self._say(f"{cached} of {total} runs are finished already")
+
+    def start(self, spec: RunSpec) -> None:
+        """Show the run that starts."""
+        self._bars.update(self._epochs, description=escape(spec.label), visible=True, completed=0, total=None)
+
+    def progress(self, stage: str, epoch: int, epochs: int) -> None:
+        """Show the epoch."""
+        self._bars.update(self._epochs, completed=epoch, total=epochs)
+
+    def end(self, spec: RunSpec, record: RunRecord, seconds: float) -> None:
+        """One line per run."""
+        self.done += 1
+        self._bars.update(self._runs, completed=self.done)
+        if record.status == "failed":
+            outcome = f"[red]failed[/red] {escape(record.error)}"
+        else:
+            outcome = f"wga {100 * (record.metrics['wga'] or 0):.1f}"
+        width = len(str(self.total))
+        self._say(f"[{self.done:{width}}/{self.total}] {escape(spec.label)}  {outcome}  {seconds:.1f} s".replace("[", "\\[", 1))
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            self._bars.console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,143 @@
+"""digits2: real handwritten digits with two planted shortcuts, embedded, deterministic, no download.
+
+Scikit-learn's 1,797 digits (8 x 8) are drawn at 32 x 32 on one of two backgrounds with one of two objects beside them.
+The class is whether the digit is at least 5; in train each shortcut agrees with the class on a share `align` of the
+images, independently. Every test digit is drawn on both backgrounds with both objects, so that gaps compare the same digits.
+"""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..benchmark.registry import dataset
+from ..benchmark.spec import Attribute, Card, Recipe, digest
+from ..benchmark.store import Split, Splits
+
+SIZE = 32
+PARAMS: dict[str, Any] = {
+    "version": 1,
+    "seed": 2,
+    "align": 0.83,
+    "val_align": 0.83,
+    "digits": {"train": 900, "val": 450, "test": 447},
+    "copies": {"train": 2, "val": 2},
+    "stroke": 0.55,
+    "noise": 0.06,
+    "shift": 3,
+}
+"""Parameters of the generator. `digits` are disjoint; `copies` is how often a digit is drawn, with fresh shortcuts."""
+
+Image = NDArray[np.float64]
+
+
+def _card(name: str, title: str, params: dict[str, Any]) -> Card:
+    ratio = params["align"]
+    return Card(
+        name=name,
+        title=title,
+        classes=("digit<5", "digit>=5"),
+        attributes=(
+            Attribute("background", ("rows", "columns"), aligned=(0, 1), train_ratio=ratio),
+            Attribute("object", ("cross", "ring"), aligned=(0, 1), train_ratio=ratio),
+        ),
+        image=(SIZE, SIZE, 3),
+        counts={},
+        licence="BSD-3-Clause (scikit-learn's copy of the UCI Optical Recognition of Handwritten Digits, CC BY 4.0)",
+        citation="Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998",
+        recipe=Recipe(optimizer="adam", lr=2e-3, weight_decay=1e-4, batch_size=64, epochs=15),
+        backbone="tiny_cnn",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        notes=(
+            "Test digits appear four times each, once per background and object; intervals resample digits.",
+            "Made for development: effects are planted, absolute numbers mean nothing outside it.",
+        ),
+        params=params,
+    )
+
+
+CARD = _card("digits2", "Digits with two shortcuts, validation biased like train", PARAMS)
+BALVAL = _card(
+    "digits2:balval", "Digits with two shortcuts, balanced validation", {**PARAMS, "val_align": 0.5}
+)
+
+
+@dataset("digits2", {"": CARD, "balval": BALVAL})
+class Digits2:
+    """The generator behind the card's parameters."""
+
+    def __init__(self, card: Card) -> None:
+        self.params = card.params
+
+    def source_key(self, root: Path | None) -> str:
+        """The parameters are the source; `root` is not used."""
+        return digest(self.params)
+
+    def load(self, root: Path | None) -> Splits:
+        """Draw all splits. Legacy NumPy streams, which are frozen, make the same pixels everywhere."""
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        params = self.params
+        random = np.random.RandomState(params["seed"])
+        order = random.permutation(len(bunch.target))
+        splits: Splits = {}
+        start = 0
+        for name in ("train", "val", "test"):
+            chosen = order[start : start + params["digits"][name]]
+            start += len(chosen)
+            if name == "test":
+                cells = np.array(list(product((0, 1), repeat=2)))
+                unit, a = np.repeat(chosen, len(cells)), np.tile(cells, (len(chosen), 1))
+            else:
+                unit = np.tile(chosen, params["copies"][name])
+                align = params["align"] if name == "train" else params["val_align"]
+                y = bunch.target[unit] >= 5
+                a = np.where(random.rand(len(unit), 2) < align, y[:, None], ~y[:, None]).astype(np.int64)
+            images = draw(bunch.images[unit] / 16, a, random, params)
+            splits[name] = Split(images, (bunch.target[unit] >= 5).astype(np.int64), a, unit)
+        return splits
+
+
+def draw(digits: Image, a: NDArray[np.int64], random: np.random.RandomState, params: dict[str, Any]) -> NDArray[np.uint8]:
+    """Draw digits (n, 8, 8) in [0, 1] with attributes (n, 2) as uint8 (n, 32, 32, 3)."""
+    canvas = np.empty((len(digits), SIZE, SIZE, 3), dtype=np.uint8)
+    for i, (digit, (background, thing)) in enumerate(zip(digits, a, strict=True)):
+        tone = 0.35 + 0.1 * random.rand(3)
+        picture = np.broadcast_to(tone, (SIZE, SIZE, 3)).copy()
+        picture += 0.10 * _stripes(int(background), random.randint(4))[:, :, None]
+        top, left = 4 + random.randint(-params["shift"], params["shift"] + 1, size=2)
+        stroke = np.kron(digit, np.ones((3, 3)))[:, :, None]
+        picture[top : top + 24, left : left + 24] += params["stroke"] * stroke
+        row, column = (0, SIZE - 7) [random.randint(2)], (0, SIZE - 7)[random.randint(2)]
+        picture[row : row + 7, column : column + 7] += 0.35 * _OBJECTS[int(thing)][:, :, None]
+        picture += params["noise"] * random.randn(SIZE, SIZE, 1)
+        canvas[i] = np.clip(np.rint(255 * picture), 0, 255)
+    return canvas
+
+
+def _stripes(direction: int, phase: int) -> Image:
+    """Stripes of period 4 along rows (0) or columns (1), values -1 and 1."""
+    line = np.where((np.arange(SIZE) + phase) % 4 < 2, 1.0, -1.0)
+    field = np.broadcast_to(line[:, None], (SIZE, SIZE))
+    return field if direction == 0 else field.T
+
+
+def _cross() -> Image:
+    shape = np.zeros((7, 7))
+    shape[3, :] = shape[:, 3] = 1
+    return shape
+
+
+def _ring() -> Image:
+    shape = np.ones((7, 7))
+    shape[2:5, 2:5] = 0
+    shape[[0, 0, -1, -1], [0, -1, 0, -1]] = 0
+    return shape
+
+
+_OBJECTS = (_cross(), _ring())

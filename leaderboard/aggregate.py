@@ -1,0 +1,233 @@
+"""From records to tables: one table per block (dataset, backbone, recipe), one row per method and budget."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..benchmark import record as records
+from ..benchmark.record import Arrays, RunRecord
+from ..benchmark.spec import Budget
+from . import statistics
+from .statistics import Estimate, Outcome, Samples
+
+MEANS = ("acc_adj", "acc_mean", "acc_group")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference to ERM with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CostRatio:
+    """Cost relative to the block's ERM on the same device; `same_session` says whether both were measured together."""
+
+    marginal: float
+    scratch: float
+    same_session: bool
+
+
+@dataclass
+class Row:
+    """One method at one budget over its seeds."""
+
+    method: str
+    budget: str
+    tag: str
+    seeds: tuple[int, ...]
+    labels: int
+    metrics: dict[str, Estimate | None]
+    versus_erm: dict[str, Difference] = field(default_factory=dict)
+    cost: CostRatio | None = None
+
+    def amplified(self, gap: str) -> bool:
+        """Whether a gap is wider than ERM's beyond its interval (the Whac-A-Mole effect)."""
+        return gap in self.versus_erm and self.versus_erm[gap].high < 0
+
+
+@dataclass
+class Table:
+    """One block: what its rows share, its gap columns, and the rows from poorest to richest budget, best first."""
+
+    protocol: str
+    dataset: str
+    fingerprint: str
+    backbone: str
+    weights: str
+    recipe: dict[str, Any]
+    gaps: list[str]
+    rows: list[Row]
+    device: str
+
+
+def collect(paths: Iterable[Path]) -> list[tuple[Path, RunRecord]]:
+    """Read all finished records of the given files; raises `CorruptFile` for one that is wrong."""
+    read = [(path, records.read(path)) for path in paths]
+    return [(path, record) for path, record in read if record.status == "finished"]
+
+
+def build(found: Sequence[tuple[Path, RunRecord]]) -> list[Table]:
+    """Tables of all blocks, in a fixed order: a pure function of the records and their predictions."""
+    blocks: dict[tuple[str, ...], list[tuple[Path, RunRecord]]] = defaultdict(list)
+    for path, record in found:
+        recipe = json.dumps(record.recipe, sort_keys=True)
+        blocks[record.protocol, record.dataset, record.fingerprint, record.backbone, record.weights, recipe].append(
+            (path, record)
+        )
+    return [_table(blocks[key]) for key in sorted(blocks)]
+
+
+Cell = list[tuple[Path, RunRecord]]
+
+
+def _cells(block: Cell) -> list[Cell]:
+    """Records of one block by cell, sorted by seed; of several versions of a method's code the newest counts."""
+    versions: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(lambda: defaultdict(list))
+    for path, record in block:
+        config = json.dumps(record.config, sort_keys=True)
+        versions[record.label, record.budget, config][record.code].append((path, record))
+    newest = [max(codes.values(), key=lambda cell: max(r.created for _, r in cell)) for codes in versions.values()]
+    return [sorted(cell, key=lambda item: item[1].seed) for cell in newest]
+
+
+def _table(block: Cell) -> Table:
+    cells = _cells(block)
+    first = block[0][1]
+    samples = [_sample(cell) for cell in cells]
+    baseline = _baseline(cells)
+    rows = []
+    for cell, sample, label in zip(cells, samples, _distinct(cells), strict=True):
+        row = _row(cell, sample, label)
+        if baseline is not None:
+            erm, erm_sample = cells[baseline], samples[baseline]
+            if cell is not erm:
+                row.versus_erm = _differences(cell, sample, erm, erm_sample)
+            row.cost = _cost_ratio(cell, erm)
+        rows.append(row)
+    rows.sort(key=lambda row: (_order(row.budget), -_value(row, "wga"), row.method, row.budget))
+    return Table(
+        protocol=first.protocol,
+        dataset=first.dataset,
+        fingerprint=first.fingerprint,
+        backbone=first.backbone,
+        weights=first.weights,
+        recipe=first.recipe,
+        gaps=[name for name in first.metrics if name.startswith("gap_")],
+        rows=rows,
+        device=", ".join(sorted({str(r.env.get("device", "unknown")) for _, r in block})),
+    )
+
+
+def _order(budget: str) -> int:
+    return Budget.parse(budget).order
+
+
+def _value(row: Row, name: str) -> float:
+    estimate = row.metrics[name]
+    return estimate.mean if estimate else 0.0
+
+
+def _baseline(cells: list[Cell]) -> int | None:
+    """Position of the ERM cell that others are compared with: the one at the poorest budget."""
+    erm = [i for i, cell in enumerate(cells) if cell[0][1].label == "erm"]
+    return min(erm, key=lambda i: _order(cells[i][0][1].budget)) if erm else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    seeds: tuple[int, ...]
+    metrics: dict[str, Samples]
+
+
+def _sample(cell: Cell) -> _Sample | None:
+    """Bootstrap samples of a cell; None where the licence keeps the labels out of the records."""
+    if not all(record.predictions and record.predictions.has_labels for _, record in cell):
+        return None
+    arrays: list[Arrays] = [records.read_predictions(path, record) for path, record in cell]
+    outcome = Outcome.of([record for _, record in cell], arrays)
+    weights = statistics.unit_weights(outcome.total.shape[0])
+    return _Sample(outcome.seeds, statistics.sample_metrics(outcome, weights, cell[0][1]))
+
+
+def _estimate(values: list[float | None], sample: _Sample | None, name: str) -> Estimate | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    mean = float(np.mean(known))
+    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    if sample is None or name not in sample.metrics:
+        return Estimate(mean, sd, float("nan"), float("nan"))
+    return Estimate(mean, sd, *statistics.interval(statistics.over_seeds(sample.metrics[name])))
+
+
+def _distinct(cells: list[Cell]) -> list[str]:
+    """Method labels; where a method stands twice at a budget, with the settings in which its rows differ."""
+    twins: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
+    for cell in cells:
+        twins[cell[0][1].label, cell[0][1].budget].append(cell[0][1])
+    labels = []
+    for cell in cells:
+        record = cell[0][1]
+        others = twins[record.label, record.budget]
+        keys = [key for key in record.config if len({json.dumps(other.config.get(key)) for other in others}) > 1]
+        settings = ", ".join(f"{key}={record.config[key]}" for key in keys)
+        labels.append(f"{record.label} ({settings})" if settings else record.label)
+    return labels
+
+
+def _row(cell: Cell, sample: _Sample | None, label: str) -> Row:
+    first = cell[0][1]
+    names = [name for name in first.metrics if name in ("wga", *MEANS) or name.startswith("gap_")]
+    return Row(
+        method=label,
+        budget=first.budget,
+        tag=first.policy,
+        seeds=tuple(record.seed for _, record in cell),
+        labels=max(record.labels.total_a for _, record in cell if record.labels),
+        metrics={name: _estimate([record.metrics[name] for _, record in cell], sample, name) for name in names},
+    )
+
+
+def _differences(cell: Cell, sample: _Sample | None, erm: Cell, erm_sample: _Sample | None) -> dict[str, Difference]:
+    """Paired differences to ERM over the seeds that both have."""
+    if sample is None or erm_sample is None:
+        return {}
+    seeds = [seed for seed in sample.seeds if seed in erm_sample.seeds]
+    if not seeds:
+        return {}
+    ours = [sample.seeds.index(seed) for seed in seeds]
+    theirs = [erm_sample.seeds.index(seed) for seed in seeds]
+    values = {record.seed: record.metrics for _, record in cell}
+    erm_values = {record.seed: record.metrics for _, record in erm}
+    differences = {}
+    for name in sample.metrics:
+        drawn = statistics.over_seeds(sample.metrics[name][ours] - erm_sample.metrics[name][theirs])
+        pairs = [(values[seed][name], erm_values[seed][name]) for seed in seeds]
+        mean = np.mean([a - b for a, b in pairs if a is not None and b is not None])
+        differences[name] = Difference(float(mean), *statistics.interval(drawn))
+    return differences
+
+
+def _cost_ratio(cell: Cell, erm: Cell) -> CostRatio | None:
+    """Seconds on the device relative to ERM's, summed over common seeds; None across devices."""
+    baseline = {record.seed: record for _, record in erm}
+    pairs = [(record, baseline[record.seed]) for _, record in cell if record.seed in baseline]
+    if not pairs or any(a.env.get("device") != b.env.get("device") for a, b in pairs):
+        return None
+    unit = sum(b.cost["scratch"]["device_s"] for _, b in pairs)
+    if unit <= 0:
+        return None
+    return CostRatio(
+        marginal=sum(a.cost["marginal"]["device_s"] for a, _ in pairs) / unit,
+        scratch=sum(a.cost["scratch"]["device_s"] for a, _ in pairs) / unit,
+        same_session=all(a.env.get("session") == b.env.get("session") for a, b in pairs),
+    )

@@ -1,0 +1,165 @@
+"""Tables as text: Markdown, CSV, and a rich table for the terminal, all from the same rows."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import rich.table
+from rich.markup import escape
+from tabulate import tabulate
+
+from .aggregate import MEANS, Difference, Row, Table
+from .statistics import Estimate
+
+MISSING = "n/a"
+
+LEGEND = (
+    "`wga` worst-group accuracy over the true (y, a) groups. `acc_adj` group accuracies weighted by train counts, "
+    "`acc_mean` by test counts, `acc_group` equally. `gap_NAME` accuracy where only that attribute is unaligned with "
+    "the class, minus in-distribution accuracy; `gap_all` where all are. `>` marks a gap wider than ERM's beyond its "
+    "interval (Whac-A-Mole). `labels` attribute labels used. `cost` device seconds relative to the block's ERM: given its "
+    "checkpoint / from scratch; `~` when not measured in one session. Percent, mean over seeds; brackets are 95 % "
+    "intervals over seeds and test units; `vs erm` is the paired difference in wga."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the text tables: its heading and a row's cell."""
+
+    heading: str
+    cell: Callable[[Row], str]
+
+
+def columns(table: Table) -> list[Column]:
+    """Columns of one table."""
+    return [
+        Column("method", lambda row: row.method),
+        Column("budget", lambda row: row.budget + (f" ({row.tag})" if row.tag == "carried" else "")),
+        Column("wga", lambda row: _with_interval(row.metrics["wga"])),
+        Column("vs erm", lambda row: _difference(row.versus_erm.get("wga"))),
+        *(Column(name, lambda row, name=name: _percent(row.metrics[name])) for name in MEANS),  # type: ignore[misc]
+        *(Column(gap, lambda row, gap=gap: _gap(row, gap)) for gap in table.gaps),  # type: ignore[misc]
+        Column("labels", lambda row: f"{row.labels:,}"),
+        Column("cost", _cost),
+        Column("seeds", lambda row: str(len(row.seeds))),
+    ]
+
+
+def title(table: Table) -> str:
+    """Heading of a table."""
+    weights = "" if table.weights == "none" else f" ({table.weights})"
+    return f"{table.dataset} · {table.backbone}{weights}"
+
+
+def subtitle(table: Table) -> str:
+    """What all rows of a table share."""
+    recipe = table.recipe
+    return (
+        f"protocol {table.protocol} · data {table.fingerprint} · {recipe['optimizer']} lr {recipe['lr']:g}, "
+        f"weight decay {recipe['weight_decay']:g}, batch {recipe['batch_size']}, {recipe['epochs']} epochs, "
+        f"{recipe['schedule']} · costs on {table.device}"
+    )
+
+
+def to_markdown(tables: Iterable[Table]) -> str:
+    """One Markdown section per table, and the legend."""
+    parts = []
+    for table in tables:
+        shown = columns(table)
+        rows = [[_markdown(column.cell(row)) for column in shown] for row in table.rows]
+        body = tabulate(rows, [column.heading for column in shown], tablefmt="github", disable_numparse=True)
+        parts += [f"## {_markdown(title(table))}", _markdown(subtitle(table)), body]
+    return "\n\n".join([*parts, LEGEND]) + "\n" if parts else "No finished run yet.\n"
+
+
+def to_csv(tables: Iterable[Table]) -> str:
+    """One line per row of every table, with plain numbers (fractions, not percent); undefined values are empty."""
+    lines: list[dict[str, object]] = []
+    for table in tables:
+        for row in table.rows:
+            line: dict[str, object] = {
+                "protocol": table.protocol,
+                "dataset": table.dataset,
+                "fingerprint": table.fingerprint,
+                "backbone": table.backbone,
+                "weights": table.weights,
+                "epochs": table.recipe["epochs"],
+                "method": row.method,
+                "budget": row.budget,
+                "tag": row.tag,
+                "seeds": " ".join(str(seed) for seed in row.seeds),
+                "labels": row.labels,
+            }
+            for name, estimate in row.metrics.items():
+                line |= {name: _number(estimate and estimate.mean), f"{name}_sd": _number(estimate and estimate.sd)}
+                line |= {f"{name}_low": _number(estimate and estimate.low)}
+                line |= {f"{name}_high": _number(estimate and estimate.high)}
+                if name.startswith("gap_"):
+                    line[f"{name}_amplified"] = int(row.amplified(name))
+            for key in ("mean", "low", "high"):
+                difference = row.versus_erm.get("wga")
+                line[f"wga_vs_erm_{key}"] = _number(difference and getattr(difference, key))
+            line["cost_marginal"] = _number(row.cost and row.cost.marginal)
+            line["cost_scratch"] = _number(row.cost and row.cost.scratch)
+            line["cost_same_session"] = int(row.cost.same_session) if row.cost else ""
+            lines.append(line)
+    headings = list(dict.fromkeys(key for line in lines for key in line))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, headings, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def to_terminal(tables: Iterable[Table]) -> list[rich.table.Table]:
+    """Tables for a rich console."""
+    shown = []
+    for table in tables:
+        target = rich.table.Table(title=escape(title(table)), caption=escape(subtitle(table)), header_style="bold")
+        for i, column in enumerate(columns(table)):
+            target.add_column(column.heading, justify="left" if i < 2 else "right", no_wrap=i < 2)
+        for row in table.rows:
+            target.add_row(*(escape(column.cell(row)) for column in columns(table)))
+        shown.append(target)
+    return shown
+
+
+def _percent(estimate: Estimate | None) -> str:
+    return MISSING if estimate is None else f"{100 * estimate.mean:.1f}"
+
+
+def _with_interval(estimate: Estimate | None) -> str:
+    if estimate is None or math.isnan(estimate.low):
+        return _percent(estimate)
+    return f"{_percent(estimate)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _difference(difference: Difference | None) -> str:
+    if difference is None:
+        return "" if difference is None else MISSING
+    return f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _gap(row: Row, gap: str) -> str:
+    estimate = row.metrics[gap]
+    return MISSING if estimate is None else f"{'> ' if row.amplified(gap) else ''}{100 * estimate.mean:+.1f}"
+
+
+def _cost(row: Row) -> str:
+    if row.cost is None:
+        return MISSING
+    return f"{'' if row.cost.same_session else '~'}{row.cost.marginal:.2f} / {row.cost.scratch:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"
+
+
+def _markdown(text: str) -> str:
+    """Text that no character of can break a table or become markup."""
+    for character in "\\|`*_<[]":
+        text = text.replace(character, "\\" + character) if character in "\\|`*<" else text
+    return text.replace("\n", " ")

@@ -1,0 +1,171 @@
+"""Recompute every number of a record from its predictions and say how far that was possible."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+import numpy as np
+
+from ..benchmark import metrics
+from ..benchmark import record as records
+from ..benchmark.annotations import Groups
+from ..benchmark.errors import CorruptFile, UserError
+from ..benchmark.record import Arrays, RunRecord
+from ..benchmark.selection import CRITERIA, Selector
+from ..benchmark.spec import RUNGS, Budget
+
+LEVELS = {
+    "failed": "a failed run: nothing to recompute",
+    "metrics": "metrics recomputed from the group counts; the licence keeps the labels out of the record",
+    "predictions": "group counts recomputed from predictions and labels, metrics from the counts",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one record: the level reached, and the fields that differ."""
+
+    path: Path
+    level: str
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs."""
+        return not self.problems
+
+
+def verify(path: Path) -> Verdict:
+    """Check one record file; never raises for a bad record, its problems name the fields."""
+    try:
+        record = records.read(path)
+        if record.status == "failed":
+            return Verdict(path, "failed", tuple(_identity(record)))
+        arrays = records.read_predictions(path, record)
+        has_labels = record.predictions is not None and record.predictions.has_labels
+        problems = [*_identity(record), *_ledger(record), *_metrics(record), *_predictions(record, arrays)]
+        if has_labels and not problems:
+            problems = [*_labels(record, arrays)]
+    except (CorruptFile, UserError) as error:
+        return Verdict(path, "none", (str(error),))
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        return Verdict(path, "none", (f"{path.name}: inconsistent: {type(error).__name__}: {error}",))
+    return Verdict(path, "predictions" if has_labels else "metrics", tuple(problems))
+
+
+def _identity(record: RunRecord) -> Iterator[str]:
+    if record.identity_hash() != record.run:
+        yield f"run: the identity fields give {record.identity_hash()[:12]}, the record says {record.run[:12]}"
+
+
+def _ledger(record: RunRecord) -> Iterator[str]:
+    """No more labels than the budget grants."""
+    if record.labels is None:
+        yield "labels: missing"
+        return
+    counts, budget = record.counts(), Budget.parse(record.budget)
+    grant = RUNGS[budget.rung]
+    k = len(budget.attributes) or len(record.attributes)
+    most = {
+        "n_train_a": k * int(counts["n_train"].sum()) * grant.train,
+        "n_val_a_fit": k * int(counts["m_val"].sum()) * grant.val_fit,
+        "n_val_a_select": k * int(counts["m_val"].sum()) * grant.val_select,
+    }
+    for name, limit in most.items():
+        if getattr(record.labels, name) > limit:
+            yield f"labels.{name}: {getattr(record.labels, name)} is more than the {limit} that budget {budget} grants"
+    used = record.labels
+    low = used.n_train_a + max(used.n_val_a_fit, used.n_val_a_select)
+    if not low <= used.total_a <= used.n_train_a + used.n_val_a_fit + used.n_val_a_select:
+        yield f"labels.total_a: {used.total_a} does not agree with the columns it sums"
+
+
+def _metrics(record: RunRecord) -> Iterator[str]:
+    """Metrics and interval from the group counts."""
+    counts = record.counts()
+    if len(record.groups) != math.prod(record.shape):
+        yield f"groups: {len(record.groups)} groups, the classes and attributes make {math.prod(record.shape)}"
+        return
+    for field, correct, total in (("metrics", "correct_test", "m_test"), ("val_metrics", "correct_val", "m_val")):
+        expected = metrics.evaluate(
+            counts[correct], counts[total], counts["n_train"], record.shape, record.spec_attributes()
+        )
+        yield from _differences(field, getattr(record, field), expected)
+    worst = metrics.worst_group(counts["correct_test"], counts["m_test"])
+    low, high = metrics.wilson_interval(int(counts["correct_test"][worst]), int(counts["m_test"][worst]))
+    found = record.ci.get("wga", (math.nan, math.nan))
+    if not (math.isclose(found[0], low, abs_tol=1e-9) and math.isclose(found[1], high, abs_tol=1e-9)):
+        yield f"ci.wga: the record says {found}, the counts give ({low:.6f}, {high:.6f})"
+
+
+def _differences(field: str, found: metrics.Values, expected: metrics.Values) -> Iterator[str]:
+    for name in sorted(found.keys() | expected.keys()):
+        a, b = found.get(name), expected.get(name)
+        same = a is None and b is None if a is None or b is None else math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
+        if name not in found or name not in expected or not same:
+            yield f"{field}.{name}: the record says {a}, the counts give {b}"
+
+
+def _predictions(record: RunRecord, arrays: Arrays) -> Iterator[str]:
+    """Predictions are the argmax of the logits, and as many as there are images."""
+    counts = record.counts()
+    for name in ("val", "test"):
+        prediction, logits = arrays[f"{name}_prediction"], arrays[f"{name}_logits"]
+        if logits.shape != (int(counts[f"m_{name}"].sum()), len(record.classes)) or not np.isfinite(logits).all():
+            yield f"predictions: {name}_logits has shape {logits.shape} or holds values that are not finite"
+        elif not np.array_equal(logits.argmax(1), prediction):
+            yield f"predictions: {name}_prediction is not the argmax of {name}_logits"
+
+
+def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
+    """Labels by their hash, group counts, and the selected epoch's score, all from the predictions."""
+    counts, groups = record.counts(), {}
+    for name in ("val", "test"):
+        y, a = arrays[f"{name}_y"].astype(np.int64), arrays[f"{name}_a"].astype(np.int64)
+        if record.predictions is None or records.labels_hash(y, a) != record.predictions.labels_sha256[name]:  # type: ignore[index]
+            yield f"predictions.labels_sha256.{name}: the labels are not those the record was written with"
+            continue
+        groups[name] = metrics.group_index(y, a, record.shape)
+        correct, total = metrics.group_counts(arrays[f"{name}_prediction"] == y, groups[name], len(record.groups))
+        for field, expected in ((f"correct_{name}", correct), (f"m_{name}", total)):
+            for g in np.flatnonzero(counts[field] != expected):
+                yield f"groups.{g}.{field}: the record says {counts[field][g]}, the predictions give {expected[g]}"
+    yield from _selection(record, arrays)
+
+
+def _selection(record: RunRecord, arrays: Arrays) -> Iterator[str]:
+    """An epoch chosen on all of validation must score what the record says."""
+    chosen = record.selection
+    if chosen is None or chosen.step is None or chosen.criterion not in CRITERIA:
+        return
+    correct = record.counts()["correct_val"].tolist()
+    if chosen.step > len(record.history) or record.history[chosen.step - 1].correct_val != correct:
+        yield f"history.{chosen.step - 1}.correct_val: not the counts of the selected model, {correct}"
+    criterion = CRITERIA[chosen.criterion]
+    granted = Budget.parse(record.budget).attributes
+    columns = [j for j, attribute in enumerate(record.attributes) if not granted or attribute.name in granted]
+    y = arrays["val_y"].astype(np.int64)
+    shape = (record.shape[0], *(record.shape[1 + j] for j in columns))
+    index = metrics.group_index(y, arrays["val_a"].astype(np.int64)[:, columns], shape) if criterion.needs_groups else y
+    groups = Groups(index, math.prod(shape) if criterion.needs_groups else record.shape[0])
+    value = Selector(criterion, y, groups)(arrays["val_prediction"])[0]
+    if chosen.value is None or not math.isclose(value, chosen.value, abs_tol=1e-9):
+        yield f"selection.value: the record says {chosen.value}, {chosen.criterion} gives {value}"
+
+
+def verify_all(target: Path) -> list[Verdict]:
+    """Verdicts of one record file, or of all records below a folder, in a fixed order."""
+    if target.is_file():
+        return [verify(target)]
+    if not target.is_dir():
+        raise UserError(f"{target}: there is no such file or folder")
+    return [verify(path) for path in records.find(target)]
+
+
+def orphans(target: Path) -> list[Path]:
+    """Prediction files below a folder that no record claims."""
+    return [path for path in sorted(target.rglob("*.npz")) if not path.with_suffix(".json").exists()]
+
+

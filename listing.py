@@ -1,0 +1,109 @@
+"""What `ls` and `show` print about registry entries, suites and runs."""
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterable
+
+import rich.table
+from rich.markup import escape
+
+from .benchmark import record
+from .benchmark.errors import UnknownName
+from .benchmark.fingerprint import code_fingerprint
+from .benchmark.home import runs_home
+from .benchmark.planning import find_card, read_suite, suite_names
+from .benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
+from .benchmark.spec import RUNGS, Card
+
+
+def table(kind: str, *, stale: bool = False) -> rich.table.Table:
+    """All entries of a kind."""
+    if kind == "methods":
+        rows = [(name, METHODS[name].requires.native, METHODS[name].summary) for name in METHODS]
+        return _table(("method", "native budget", "what it does"), rows)
+    if kind == "sources":
+        return _table(("source", "what it does"), [(name, SOURCES[name].summary) for name in SOURCES])
+    if kind == "datasets":
+        cards = [card for name in DATASETS for card in DATASETS[name].cards.values()]
+        shown = [(card.name, " x ".join(map(str, card.shape)), "x".join(map(str, card.image)), card.title) for card in cards]
+        return _table(("dataset", "classes x values", "image", "title"), shown)
+    if kind == "backbones":
+        found = [(name, ", ".join(BACKBONES[name].weights), BACKBONES[name].summary) for name in BACKBONES]
+        return _table(("backbone", "weights", "what it is"), found)
+    if kind == "budgets":
+        return _table(("budget", "selection", "what it grants"), [(r.name, r.criterion, r.summary) for r in RUNGS.values()])
+    if kind == "suites":
+        return _table(("suite", "what it runs"), [(name, read_suite(name).summary) for name in suite_names()])
+    return _runs(stale)
+
+
+def _runs(stale: bool) -> rich.table.Table:
+    rows = []
+    for path in record.find(runs_home()) if runs_home().is_dir() else ():
+        run = record.read(path)
+        changed = run.method not in METHODS or run.code != _code(METHODS[run.method])
+        if changed or not stale:
+            state = run.status + (", stale" if changed else "")
+            rows.append((run.dataset, run.backbone, run.label, run.budget, str(run.seed), state, run.created, run.run[:12]))
+    return _table(("dataset", "backbone", "method", "budget", "seed", "state", "created", "run"), rows)
+
+
+def _code(entry: MethodEntry) -> str:
+    return code_fingerprint(sys.modules[entry.cls.__module__])
+
+
+def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> rich.table.Table:
+    shown = rich.table.Table(header_style="bold")
+    for i, heading in enumerate(headings):
+        shown.add_column(heading, no_wrap=i == 0)
+    for row in rows:
+        shown.add_row(*(escape(cell) for cell in row))
+    return shown
+
+
+def card(name: str) -> str:
+    """The card of one entry as text; raises `UnknownName` when nothing is called so."""
+    base = name.partition(":")[0]
+    if base in DATASETS:
+        return _dataset(find_card(name)[1])
+    if name in METHODS:
+        return _method(METHODS[name])
+    if base in BACKBONES:
+        entry = BACKBONES[base]
+        return f"backbone {entry.name}\n\n{inspect.getdoc(entry.build) or ''}\n\nweights: {', '.join(entry.weights)}, or a file"
+    if name in RUNGS:
+        rung = RUNGS[name]
+        return f"budget {rung.name}\n\n{rung.summary}\nselection: {rung.criterion}"
+    if name in suite_names():
+        suite = read_suite(name)
+        lines = [f"{r.dataset} · {r.backbone or 'default backbone'} · {r.method} {r.budget}".rstrip() for r in suite.requests()]
+        return "\n".join([f"suite {name}", "", suite.summary, f"seeds: {suite.seeds}", "", *lines])
+    known = [*DATASETS, *METHODS, *BACKBONES, *RUNGS, *suite_names()]
+    raise UnknownName("name", name, known, "See `worstgroup ls`.")
+
+
+def _dataset(card: Card) -> str:
+    lines = [f"dataset {card.name}", "", card.title, "", f"classes: {', '.join(card.classes)}"]
+    for attribute in card.attributes:
+        pairs = [f"{attribute.values[v]} with {card.classes[y]}" for y, v in enumerate(attribute.aligned)]
+        ratio = "" if attribute.train_ratio is None else f" on {100 * attribute.train_ratio:g} % of train"
+        lines.append(f"attribute {attribute.name}: {', '.join(attribute.values)}; aligned: {', '.join(pairs)}{ratio}")
+    lines += [f"image: {' x '.join(map(str, card.image))}", "", "images per group (train / val / test)"]
+    for g, group in enumerate(card.group_names()):
+        lines.append(f"  {group:<28} " + " / ".join(f"{card.counts[s][g]:,}" if s in card.counts else "-" for s in card.counts))
+    recipe = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(card.recipe).items())
+    lines += ["", f"default backbone: {card.backbone}", f"default recipe: {recipe}", f"licence: {card.licence}"]
+    lines += [f"citation: {card.citation}", *(f"source: {s.file} {s.url}" for s in card.sources)]
+    return "\n".join([*lines, *(f"note: {note}" for note in card.notes)])
+
+
+def _method(entry: MethodEntry) -> str:
+    needs = entry.requires
+    lines = [f"method {entry.name}", "", inspect.getdoc(entry.cls) or "", "", f"paper: {entry.paper}"]
+    lines.append(f"fits on attributes of: {needs.fit}; native budget: {needs.native}; @class: {'yes' if needs.class_fallback else 'no'}")
+    fields = dataclasses.fields(entry.config)
+    lines += ["", "settings:" if fields else "no settings", *(f"  {f.name} = {f.default!r}" for f in fields)]
+    if fields:
+        lines += ["", inspect.getdoc(entry.config) or ""]
+    return "\n".join(lines)
