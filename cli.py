@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One protocol, one engine and honest budgets for methods that resist spurious correlations.",
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 1000)  # a pipe has no width: there nothing is wrapped
 err = Console(stderr=True)
 
 
@@ -75,10 +75,13 @@ def run(
     budget: Annotated[str, typer.Option(help="RUNG[:ATTRIBUTE,...]. Default: each method's native rung.")] = "",
     seeds: Annotated[str, typer.Option(help="Comma-separated. Default: 0,1,2, or the suite's.")] = "",
     set_: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="A method's setting, METHOD.KEY=VALUE or recipe.KEY=VALUE.")
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="A method's setting, METHOD.KEY=VALUE or recipe.KEY=VALUE."),
     ] = [],  # noqa: B006
     root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers methods, datasets or backbones.")] = [],  # noqa: B006
+    plugin: Annotated[
+        list[Path], typer.Option(help="A Python file that registers methods, datasets or backbones.")
+    ] = [],  # noqa: B006
     jobs: Annotated[int, typer.Option(min=0, help="Worker processes. 0: one per core, or 1 where there is a GPU.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: only this part of the runs.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
@@ -121,7 +124,9 @@ def _requests(
     if suite:
         if backbone or budget or weights != "none":
             raise UserError("--backbone, --weights and --budget go with --dataset and --method; a suite names its own")
-        requests = [replace(request, settings={**request.settings, **changes}) for request in read_suite(suite).requests()]
+        requests = [
+            replace(request, settings={**request.settings, **changes}) for request in read_suite(suite).requests()
+        ]
         return [replace(request, seeds=chosen) for request in requests] if chosen else requests
     if not (dataset and method):
         raise UserError(f"{'--method' if dataset else '--dataset'} is missing: name both --dataset and --method")
@@ -166,7 +171,9 @@ def _print_board(plan: "Plan") -> None:
     from .leaderboard import aggregate, render
 
     paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
-    _print_tables(render.to_terminal(aggregate.build(aggregate.collect(path for path in paths if path.exists()))))
+    _print_tables(
+        render.to_terminal(aggregate.build(aggregate.collect(path for path in paths if path.exists())), out.width)
+    )
     for planned in plan.runs:
         if planned.spec is None:
             out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)
@@ -174,8 +181,7 @@ def _print_board(plan: "Plan") -> None:
 
 def _print_tables(tables: list[Any]) -> None:
     for table in tables:
-        # piped output keeps every column: nothing is cut to a guessed width
-        out.print(table, width=None if out.is_terminal else max(out.measure(table).maximum, 20), soft_wrap=True)
+        out.print(table)
 
 
 @app.command("ls")
@@ -203,7 +209,9 @@ def show(name: Annotated[str, typer.Argument(help="A dataset, method, backbone, 
 
 @app.command()
 def board(
-    path: Annotated[Path | None, typer.Argument(help="Folder of records. Default: the runs in $WORSTGROUP_HOME.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="Folder of records. Default: the runs in $WORSTGROUP_HOME.")
+    ] = None,
     format_: Annotated[Format, typer.Option("--format", help="table, md or csv.")] = Format.table,
 ) -> None:
     """Print the leaderboard of all finished runs."""
@@ -216,7 +224,7 @@ def board(
         raise UserError(f"{path}: there is no such folder")
     tables = aggregate.build(aggregate.collect(record.find(folder)))
     if format_ is Format.table:
-        _print_tables(render.to_terminal(tables))
+        _print_tables(render.to_terminal(tables, out.width))
         if not tables:
             out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", soft_wrap=True)
     else:
@@ -252,7 +260,9 @@ def verify(
 
 @app.command()
 def cache(
-    prune: Annotated[bool, typer.Option("--prune", help="Delete shared artifacts and leftovers; never runs or data.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete shared artifacts and leftovers; never runs or data.")
+    ] = False,
 ) -> None:
     """Show what lies in $WORSTGROUP_HOME."""
     from .benchmark.cache import contents, prune_artifacts

@@ -16,14 +16,22 @@ class RunReporter:
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
         self.done = self.total = 0
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._bars = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
     def __enter__(self) -> "RunReporter":
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()
 
     def begin(self, total: int, cached: int) -> None:
@@ -51,7 +59,11 @@ class RunReporter:
         else:
             outcome = f"wga {100 * (record.metrics['wga'] or 0):.1f}"
         width = len(str(self.total))
-        self._say(f"[{self.done:{width}}/{self.total}] {escape(spec.label)}  {outcome}  {seconds:.1f} s".replace("[", "\\[", 1))
+        self._say(
+            f"[{self.done:{width}}/{self.total}] {escape(spec.label)}  {outcome}  {seconds:.1f} s".replace(
+                "[", "\\[", 1
+            )
+        )
 
     def _say(self, line: str) -> None:
         if not self.quiet:

@@ -26,13 +26,17 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
         return _table(("source", "what it does"), [(name, SOURCES[name].summary) for name in SOURCES])
     if kind == "datasets":
         cards = [card for name in DATASETS for card in DATASETS[name].cards.values()]
-        shown = [(card.name, " x ".join(map(str, card.shape)), "x".join(map(str, card.image)), card.title) for card in cards]
+        shown = [
+            (card.name, " x ".join(map(str, card.shape)), "x".join(map(str, card.image)), card.title) for card in cards
+        ]
         return _table(("dataset", "classes x values", "image", "title"), shown)
     if kind == "backbones":
         found = [(name, ", ".join(BACKBONES[name].weights), BACKBONES[name].summary) for name in BACKBONES]
         return _table(("backbone", "weights", "what it is"), found)
     if kind == "budgets":
-        return _table(("budget", "selection", "what it grants"), [(r.name, r.criterion, r.summary) for r in RUNGS.values()])
+        return _table(
+            ("budget", "selection", "what it grants"), [(r.name, r.criterion, r.summary) for r in RUNGS.values()]
+        )
     if kind == "suites":
         return _table(("suite", "what it runs"), [(name, read_suite(name).summary) for name in suite_names()])
     return _runs(stale)
@@ -45,7 +49,9 @@ def _runs(stale: bool) -> rich.table.Table:
         changed = run.method not in METHODS or run.code != _code(METHODS[run.method])
         if changed or not stale:
             state = run.status + (", stale" if changed else "")
-            rows.append((run.dataset, run.backbone, run.label, run.budget, str(run.seed), state, run.created, run.run[:12]))
+            rows.append(
+                (run.dataset, run.backbone, run.label, run.budget, str(run.seed), state, run.created, run.run[:12])
+            )
     return _table(("dataset", "backbone", "method", "budget", "seed", "state", "created", "run"), rows)
 
 
@@ -71,13 +77,17 @@ def card(name: str) -> str:
         return _method(METHODS[name])
     if base in BACKBONES:
         entry = BACKBONES[base]
-        return f"backbone {entry.name}\n\n{inspect.getdoc(entry.build) or ''}\n\nweights: {', '.join(entry.weights)}, or a file"
+        weights = f"weights: {', '.join(entry.weights)}"
+        return f"backbone {entry.name}\n\n{inspect.getdoc(entry.build) or ''}\n\n{weights}"
     if name in RUNGS:
         rung = RUNGS[name]
         return f"budget {rung.name}\n\n{rung.summary}\nselection: {rung.criterion}"
     if name in suite_names():
         suite = read_suite(name)
-        lines = [f"{r.dataset} · {r.backbone or 'default backbone'} · {r.method} {r.budget}".rstrip() for r in suite.requests()]
+        lines = [
+            f"{r.dataset} · {r.backbone or 'default backbone'} · {r.method} {r.budget}".rstrip()
+            for r in suite.requests()
+        ]
         return "\n".join([f"suite {name}", "", suite.summary, f"seeds: {suite.seeds}", "", *lines])
     known = [*DATASETS, *METHODS, *BACKBONES, *RUNGS, *suite_names()]
     raise UnknownName("name", name, known, "See `worstgroup ls`.")
@@ -91,7 +101,9 @@ def _dataset(card: Card) -> str:
         lines.append(f"attribute {attribute.name}: {', '.join(attribute.values)}; aligned: {', '.join(pairs)}{ratio}")
     lines += [f"image: {' x '.join(map(str, card.image))}", "", "images per group (train / val / test)"]
     for g, group in enumerate(card.group_names()):
-        lines.append(f"  {group:<28} " + " / ".join(f"{card.counts[s][g]:,}" if s in card.counts else "-" for s in card.counts))
+        lines.append(
+            f"  {group:<28} " + " / ".join(f"{card.counts[s][g]:,}" if s in card.counts else "-" for s in card.counts)
+        )
     recipe = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(card.recipe).items())
     lines += ["", f"default backbone: {card.backbone}", f"default recipe: {recipe}", f"licence: {card.licence}"]
     lines += [f"citation: {card.citation}", *(f"source: {s.file} {s.url}" for s in card.sources)]
@@ -101,7 +113,8 @@ def _dataset(card: Card) -> str:
 def _method(entry: MethodEntry) -> str:
     needs = entry.requires
     lines = [f"method {entry.name}", "", inspect.getdoc(entry.cls) or "", "", f"paper: {entry.paper}"]
-    lines.append(f"fits on attributes of: {needs.fit}; native budget: {needs.native}; @class: {'yes' if needs.class_fallback else 'no'}")
+    lines.append(f"fits on attributes of: {needs.fit}; native budget: {needs.native}")
+    lines.append(f"with fewer labels: {'classes in place of groups (@class)' if needs.class_fallback else 'n/a'}")
     fields = dataclasses.fields(entry.config)
     lines += ["", "settings:" if fields else "no settings", *(f"  {f.name} = {f.default!r}" for f in fields)]
     if fields:

@@ -154,8 +154,8 @@ def tiny_cnn(request: Request) -> Backbone:
 def mnist_cnn(request: Request) -> Backbone:
     """DomainBed's MNIST_CNN, 128x14x14 target maps at 28 px; `mnist_cnn:quarter` has a quarter of the width."""
     request.check("quarter")
-    full = 32 if request.option else 128
-    half, layers = full // 2, list[nn.Module]()
+    half, full = (16, 32) if request.option else (64, 128)
+    layers: list[nn.Module] = []
     for width, channels, stride in ((request.in_channels, half, 1), (half, full, 2), (full, full, 1), (full, full, 1)):
         # ReLU before the norm, as in DomainBed: the maps can be negative.
         layers += [nn.Conv2d(width, channels, 3, stride, 1), nn.ReLU(), nn.GroupNorm(8, channels)]
@@ -180,8 +180,7 @@ def identity(request: Request) -> Backbone:
     request.check()
     if request.image not in (None, (1, 1)):
         raise UserError("identity takes precomputed embeddings, not images: take another backbone, such as resnet18")
-    width = request.in_channels
-    return _closed(request, [nn.Flatten(1), nn.Unflatten(1, (width, 1, 1))], width)
+    return _closed(request, [nn.Flatten(1), nn.Unflatten(1, (request.in_channels, 1, 1))], request.in_channels)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -216,8 +215,7 @@ def _adopt(model: nn.Module, state: dict[str, Tensor], classifier: Sequence[str]
     for key in chain(own, state):
         found, wanted = (str(tuple(part[key].shape)) if key in part else "missing" for part in (state, own))
         if found != wanted:
-            where = f"{key!r} is {found} in the file and {wanted} in the model"
-            raise CorruptFile(f"{source}: not weights of this model: {where}")
+            raise CorruptFile(f"{source}: not weights of this model: {key!r} is {found} there, {wanted} in the model")
     model.load_state_dict(state)
 
 
@@ -389,9 +387,8 @@ def _timm_neck(trunk: _TimmTrunk, maps: Tensor) -> tuple[nn.Module, GradCam, int
     features = neck(maps)
     for hook in hooks:
         hook.remove()
-    norms = [layer for layer in used if isinstance(layer, nn.LayerNorm) and layer.weight is not None]
-    norm = norms[0] if norms else None
-    if len(used) > len(norms[:1]) or features.shape != maps.shape[:2]:
+    norm = next((layer for layer in used if isinstance(layer, nn.LayerNorm) and layer.weight is not None), None)
+    if any(layer is not norm for layer in used) or features.shape != maps.shape[:2]:
         return neck, "head", features.shape[1]
     own = _pooling(norm)
     model.train()  # dropout shows in training only; no layer here keeps statistics

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .errors import UserError
-from .home import TEMPORARY, artifacts_home, data_home, disk_errors, home, runs_home
+from .home import TEMPORARY, artifacts_home, data_home, disk_errors, home, locks_home, runs_home
 
 
 def contents() -> Iterator[tuple[str, int, int]]:
@@ -24,12 +24,12 @@ def prune_artifacts() -> int:
 
     Runs and data stay. Raises `UserError` while another process works in this home.
     """
-    for file in home().rglob(".*.lock"):
+    for file in sorted(locks_home().glob("*.lock")):
         try:
             with FileLock(file, timeout=0):
                 pass
         except Timeout as error:
-            raise UserError(f"another process is at work in {home()} ({file.name}); prune when it is done") from error
+            raise UserError(f"another process is at work in {home()} ; prune when it is done") from error
     doomed = [*_folders(artifacts_home()), *home().rglob(f"{TEMPORARY}*")]
     freed = 0
     with disk_errors(home()):

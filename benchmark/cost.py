@@ -140,7 +140,7 @@ class Clock:
             cost.flops += flops * len(out)
             if out.requires_grad and torch.is_grad_enabled():
                 cost.n_fwd += len(out)
-                out.register_hook(backward)
+                out.register_hook(backward)  # type: ignore[no-untyped-call]
             else:
                 cost.n_fwd_nograd += len(out)
 

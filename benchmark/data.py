@@ -68,7 +68,7 @@ class Pixels:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All examples in order, without augmentation."""
-        for index in torch.arange(len(self)).split(size):
+        for index in torch.arange(len(self)).split(size):  # type: ignore[no-untyped-call]
             yield self.batch(index)
 
 
@@ -90,7 +90,7 @@ def augment(kind: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]
 def crop_boxes(n: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Top, left, height, width (n,) of random crops of 70-100 % of the area, as torchvision's RandomResizedCrop draws.
 
-    Drawn without its rejection loop: sides are clamped to the image instead, which changes the few boxes that would not fit.
+    Drawn without its rejection loop: sides are clamped to the image instead, which changes the few that would not fit.
     """
     u = torch.rand((4, n), generator=generator)
     area = height * width * (CROP_AREA[0] + u[0] * (CROP_AREA[1] - CROP_AREA[0]))
@@ -137,7 +137,7 @@ def weighted(weights: Tensor, recipe: Recipe) -> Sampler:
 
 def _cut(order: Tensor, size: int) -> Sequence[Tensor]:
     """Batches of `size`; a last batch of one example joins its neighbour, since BatchNorm cannot take it."""
-    batches = list(order.split(size))
+    batches: list[Tensor] = list(order.split(size))  # type: ignore[no-untyped-call]
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches

@@ -92,10 +92,12 @@ class Objective(Generic[ConfigT]):
 
 def make_optimizer(parameters: Iterator[nn.Parameter], recipe: Recipe) -> Optimizer:
     """The recipe's optimiser; weight decay is coupled L2 except for adamw."""
-    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    lr, decay = recipe.lr, recipe.weight_decay
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, **settings)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, **settings)
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
 
 
 @dataclass
@@ -118,7 +120,7 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """Everything a training needs beside its objective: data, recipe, seeds, clock, places, and who is told of progress.
+    """Everything a training needs beside its objective: data, recipe, seeds, clock, places, progress.
 
     `selector` picks the epoch (None keeps the last); `keep` is a folder that receives the weights after every epoch.
     """
@@ -144,7 +146,7 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
     recipe, clock = training.recipe, training.clock
     networks = nn.ModuleDict(objective.networks())
     if recipe.channels_last:
-        networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        networks.to(memory_format=torch.channels_last)
     optimizers = objective.optimizers(recipe)
     base_lr = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
     if recipe.compile:
@@ -268,6 +270,9 @@ def _restore(
         optimizer.load_state_dict(state["optimizers"][name])
     objective.load_state_dict(state["objective"])
     cost.add(StageCost(**state["cost"]))
-    epochs = [Epoch(*losses, predictions.numpy()) for losses, predictions in zip(state["losses"], state["predictions"], strict=True)]
+    epochs = [
+        Epoch(train, val, predictions.numpy())
+        for (train, val), predictions in zip(state["losses"], state["predictions"], strict=True)
+    ]
     score = None if state["score"] is None else tuple(state["score"])
     return Trajectory(epochs, state["step"], score), state["best"]

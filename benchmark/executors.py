@@ -13,7 +13,7 @@ from .errors import UserError
 from .planning import Plan
 from .record import RunRecord
 from .registry import load_plugin
-from .runner import finished, run_spec
+from .runner import SESSION, finished, run_spec
 from .spec import RunSpec
 from .store import Store
 
@@ -74,7 +74,7 @@ def _run_parallel(
     try:
         pending: dict[Future[tuple[RunRecord, float]], RunSpec] = {}
         for spec in missing:
-            pending[pool.submit(_work, spec, plan.stores[spec.block.dataset])] = spec
+            pending[pool.submit(_work, spec, plan.stores[spec.block.dataset], SESSION)] = spec
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 spec = pending.pop(future)
@@ -100,7 +100,7 @@ def _initialise(threads: int, plugins: tuple[Path, ...]) -> None:
         load_plugin(plugin)
 
 
-def _work(spec: RunSpec, store: Store) -> tuple[RunRecord, float]:
+def _work(spec: RunSpec, store: Store, session: str) -> tuple[RunRecord, float]:
     start = time.perf_counter()
-    record = run_spec(spec, store)
+    record = run_spec(spec, store, session=session)
     return record, time.perf_counter() - start

@@ -1,6 +1,7 @@
 """Where things lie on disk, and the one way anything is written there: to a temporary name, then renamed."""
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -34,6 +35,11 @@ def artifacts_home() -> Path:
 def runs_home() -> Path:
     """Run records."""
     return home() / "runs"
+
+
+def locks_home() -> Path:
+    """Lock files; they hold nothing."""
+    return home() / "locks"
 
 
 @contextmanager
@@ -93,9 +99,10 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the inter-process lock that belongs to `path`; a second process waits here."""
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path.with_name(f".{path.name}.lock"))
+        locks_home().mkdir(parents=True, exist_ok=True)
+        held = FileLock(locks_home() / f"{name}.lock")
         held.acquire()
     try:
         yield

@@ -40,7 +40,10 @@ class Lab:
         self.block, self.store, self.device, self.clock, self.progress = block, store, device, clock, progress
         self.recipe = block.recipe
         self._pixels: dict[SplitName, Pixels] = {}
-        self._mean, self._std = normalization(self._build(), store.card)
+        model = self._build().to(device)
+        self._mean, self._std = normalization(model, store.card)
+        # the first pass in a process pays for lazy initialisation, which is nobody's cost
+        model(self.pixels("train").batch(torch.arange(2)).x).sum().backward()
 
     def _build(self) -> Backbone:
         card, block = self.store.card, self.block
@@ -117,7 +120,7 @@ class Lab:
         return Checkpoint(model, f"{erm.key}/{epoch}")
 
     def outputs(self, checkpoint: Checkpoint, split: SplitName) -> tuple[Tensor, Tensor]:
-        """Features (n, d) and logits (n, K), float32 on the CPU, under the evaluation transform; cached by checkpoint."""
+        """Features (n, d) and logits (n, K), float32 on the CPU, evaluation transform; cached by checkpoint."""
         stage = f"features:{split}"
 
         def compute() -> tuple[Tensor, Tensor]:

@@ -79,9 +79,11 @@ def alignment_weights(
 ) -> dict[tuple[int, ...], float]:
     """w(v): product of the declared train ratios, or the empirical train frequencies where one is undeclared."""
     patterns = list(product((0, 1), repeat=len(attributes)))
-    ratios = [attribute.train_ratio for attribute in attributes]
-    if all(r is not None for r in ratios):
-        return {v: float(np.prod([r if aligned else 1 - r for r, aligned in zip(ratios, v, strict=True)])) for v in patterns}  # type: ignore[operator]
+    ratios = [attribute.train_ratio for attribute in attributes if attribute.train_ratio is not None]
+    if len(ratios) == len(attributes):
+        return {
+            v: float(np.prod([r if aligned else 1 - r for r, aligned in zip(ratios, v, strict=True)])) for v in patterns
+        }
     counts = dict.fromkeys(patterns, 0)
     for g, (y, *a) in enumerate(np.ndindex(*shape)):
         pattern = tuple(int(value == attribute.aligned[y]) for value, attribute in zip(a, attributes, strict=True))
@@ -89,7 +91,9 @@ def alignment_weights(
     return {v: count / int(n_train.sum()) for v, count in counts.items()}
 
 
-def whac_a_mole(accuracy: dict[tuple[int, ...], float], weights: dict[tuple[int, ...], float], names: Sequence[str]) -> Values:
+def whac_a_mole(
+    accuracy: dict[tuple[int, ...], float], weights: dict[tuple[int, ...], float], names: Sequence[str]
+) -> Values:
     """`id_acc`, one `gap_NAME` per attribute and `gap_all`, the gap with every attribute unaligned.
 
     ID accuracy is the mean of A(v) under the train weights; a gap is A(pattern) minus it (spec 3.1, 3.3).
@@ -130,7 +134,7 @@ def evaluate(
         "acc_class": float(np.nanmean(recalls)),
         "worst_class": float(np.nanmin(recalls)),
         "gap": mean - wga,
-        **({key: None for key in gaps} if unseen else gaps),
+        **(dict.fromkeys(gaps) if unseen else gaps),
     }
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import UnknownName, UserError
 from .fingerprint import code_fingerprint
-from .registry import BACKBONES, DATASETS, METHODS, SOURCES, PACKAGE, MethodEntry
+from .registry import BACKBONES, DATASETS, METHODS, PACKAGE, SOURCES, MethodEntry
 from .spec import Block, Budget, Card, MethodName, Recipe, RunSpec, override
 from .store import Dataset, Store, open_store
 
@@ -95,7 +95,9 @@ def read_suite(name: str) -> Suite:
             raise UserError(f"suite {name}: there is no such file")
     else:
         if name not in suite_names():
-            raise UnknownName("suite", name, suite_names(), "A suite of your own is named by its path, ending in .toml.")
+            raise UnknownName(
+                "suite", name, suite_names(), "A suite of your own is named by its path, ending in .toml."
+            )
         path = resources.files(f"{PACKAGE}.benchmark.suites") / f"{name}.toml"
     try:
         return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -103,7 +105,9 @@ def read_suite(name: str) -> Suite:
         raise UserError(f"suite {name}: not a TOML file: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"suite {name}: {'.'.join(str(part) for part in first['loc'])}: {first['msg'].lower()}") from error
+        raise UserError(
+            f"suite {name}: {'.'.join(str(part) for part in first['loc'])}: {first['msg'].lower()}"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------- datasets

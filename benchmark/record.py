@@ -22,7 +22,6 @@ from .home import write_bytes
 from .metrics import Values
 from .spec import Attribute, Block, Budget, Recipe, RunSpec
 
-SCHEMA = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,-]*")
 
 
@@ -102,7 +101,7 @@ class PredictionFile(_Part):
 class RunRecord(_Part):
     """One run."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1] = 1
     status: Literal["finished", "failed"]
     created: str
     run: Hash
@@ -192,7 +191,11 @@ def pack(arrays: Arrays) -> bytes:
         for name in sorted(arrays):
             content = io.BytesIO()
             np.save(content, np.ascontiguousarray(arrays[name]), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), content.getvalue(), zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)),
+                content.getvalue(),
+                zipfile.ZIP_DEFLATED,
+            )
     return buffer.getvalue()
 
 

@@ -10,7 +10,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -120,16 +120,20 @@ DATASETS: Registry[DatasetEntry] = Registry("dataset", "datasets", "worstgroup.d
 BACKBONES: Registry[BackboneEntry] = Registry("backbone", "benchmark.backbones", "worstgroup.backbones")
 
 
-def method(name: str, *, paper: str, requires: Requires) -> Callable[[C], C]:
+@dataclass(frozen=True)
+class NoConfig:
+    """For a method with nothing to set beyond the recipe."""
+
+
+def method(name: str, *, paper: str, requires: Requires, config: type[Any] = NoConfig) -> Callable[[C], C]:
     """Register a method class: an `Objective`, or a class with `fit(task) -> Predictor`.
 
-    The class carries a frozen dataclass `Config` with a default for every field.
+    It is constructed with an instance of `config`, a frozen dataclass with a default for every field.
     """
 
     def register(cls: C) -> C:
-        config = getattr(cls, "Config", None)
-        if config is None or not is_dataclass(config):
-            raise UserError(f"method {name!r} needs a frozen dataclass `Config` (it may be empty)")
+        if not is_dataclass(config) or any(f.default is f.default_factory is MISSING for f in fields(config)):
+            raise UserError(f"method {name!r}: config must be a dataclass with a default for every field")
         if not (hasattr(cls, "fit") or hasattr(cls, "loss")):
             raise UserError(f"method {name!r} needs `loss(batch)` (an Objective) or `fit(task)`")
         METHODS.add(name, MethodEntry(name, cls, config, requires, paper))

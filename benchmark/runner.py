@@ -6,7 +6,6 @@ import platform
 import secrets
 import shutil
 import traceback
-from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,10 +23,10 @@ from .cost import Clock, CostReport
 from .errors import CorruptFile, NonFiniteLoss, UserError
 from .home import lock, runs_home
 from .lab import Lab, Progress
-from .planning import Plan, Planned, Request, plan
+from .planning import Request, plan
 from .record import Arrays, RunRecord
 from .registry import METHODS
-from .spec import SPLITS, Card, RunSpec, SplitName, override
+from .spec import SPLITS, Card, RunSpec, SplitName
 from .store import Store
 from .task import Predictor, Task
 
@@ -49,7 +48,9 @@ def finished(spec: RunSpec, runs: Path | None = None) -> RunRecord | None:
     return found if found.status == "finished" else None
 
 
-def run_spec(spec: RunSpec, store: Store, progress: Progress = lambda stage, epoch, epochs: None) -> RunRecord:
+def run_spec(
+    spec: RunSpec, store: Store, progress: Progress = lambda stage, epoch, epochs: None, session: str = SESSION
+) -> RunRecord:
     """Make one run and write its record; a second process that wants the same run waits and reads it.
 
     A non-finite loss, a method's own refusal or a crash in it give a record with status `failed`.
@@ -59,33 +60,39 @@ def run_spec(spec: RunSpec, store: Store, progress: Progress = lambda stage, epo
         done = finished(spec)
         if done is not None:
             return done
+        facts = _facts(spec, store.card, session)
         try:
-            result, arrays = execute(spec, store, progress)
+            result, arrays = execute(spec, store, facts, progress)
         except (UserError, CorruptFile) as error:
             if isinstance(error.__cause__, OSError):
                 raise  # the disk, not the run
-            result, arrays = _failed(spec, store, str(error)), None
+            result, arrays = RunRecord(**facts, status="failed", error=str(error)), None
         except NonFiniteLoss as error:
-            result, arrays = _failed(spec, store, str(error)), None
+            result, arrays = RunRecord(**facts, status="failed", error=str(error)), None
         except Exception as error:  # a method's bug must not end the suite
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
-            result, arrays = _failed(spec, store, f"{type(error).__name__}: {error} ({where})"), None
+            result, arrays = (
+                RunRecord(**facts, status="failed", error=f"{type(error).__name__}: {error} ({where})"),
+                None,
+            )
         record.write(path, result, arrays)
         shutil.rmtree(work_folder(spec.hash), ignore_errors=True)
     return result
 
 
-def execute(spec: RunSpec, store: Store, progress: Progress) -> tuple[RunRecord, Arrays]:
-    """Fit, then predict validation and test, then score."""
+def execute(spec: RunSpec, store: Store, facts: dict[str, Any], progress: Progress) -> tuple[RunRecord, Arrays]:
+    """Fit, then predict validation and test, then score; `facts` are the record's fields known beforehand."""
     device = pick_device()
     clock = Clock(device)
     lab = Lab(spec.block, store, device, clock, progress)
     train, val = store.split("train"), store.split("val")
-    annotations = Annotations(store.card, {"train": train.y, "val": val.y}, {"train": train.a, "val": val.a}, spec.budget)
+    annotations = Annotations(
+        store.card, {"train": train.y, "val": val.y}, {"train": train.a, "val": val.a}, spec.budget
+    )
     predictor = _fit(spec, Task(spec, lab, annotations))
     logits: dict[SplitName, NDArray[np.float32]] = {name: _logits(lab, predictor, name) for name in ("val", "test")}
-    return _record(spec, store, predictor, annotations, clock, logits)
+    return _record(facts, store, predictor, annotations, clock, logits)
 
 
 def _fit(spec: RunSpec, task: Task) -> Predictor:
@@ -115,7 +122,8 @@ def _logits(lab: Lab, predictor: Predictor, split: SplitName) -> NDArray[np.floa
 # --------------------------------------------------------------------------------------------------------- records
 
 
-def _identity(spec: RunSpec, card: Card) -> dict[str, Any]:
+def _facts(spec: RunSpec, card: Card, session: str) -> dict[str, Any]:
+    """What the record says before anything has run."""
     block = spec.block
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -135,11 +143,11 @@ def _identity(spec: RunSpec, card: Card) -> dict[str, Any]:
         "code": spec.code,
         "classes": list(card.classes),
         "attributes": [record.AttributeRow(**asdict(attribute)) for attribute in card.attributes],
-        "env": environment(),
+        "env": environment(session),
     }
 
 
-def environment() -> dict[str, Any]:
+def environment(session: str) -> dict[str, Any]:
     """Device and versions that a result was made with."""
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -152,7 +160,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.system().lower(),
         "versions": {package: version(package) for package in packages},
-        "session": SESSION,
+        "session": session,
     }
 
 
@@ -165,12 +173,8 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _failed(spec: RunSpec, store: Store, error: str) -> RunRecord:
-    return RunRecord(**_identity(spec, store.card), status="failed", error=error)
-
-
 def _record(
-    spec: RunSpec,
+    facts: dict[str, Any],
     store: Store,
     predictor: Predictor,
     annotations: Annotations,
@@ -197,7 +201,7 @@ def _record(
     worst = metrics.worst_group(*counts["test"])
     epochs = predictor.trajectory.epochs if predictor.trajectory else []
     result = RunRecord(
-        **_identity(spec, card),
+        **facts,
         status="finished",
         selection=record.Selection(**asdict(predictor.choice)),
         labels=record.Ledger(**asdict(annotations.ledger())),
@@ -206,7 +210,9 @@ def _record(
             record.EpochRow(
                 train_loss=epoch.train_loss,
                 val_loss=epoch.val_loss,
-                correct_val=metrics.group_counts(epoch.predictions == splits["val"].y, group["val"], card.num_groups)[0].tolist(),
+                correct_val=metrics.group_counts(epoch.predictions == splits["val"].y, group["val"], card.num_groups)[
+                    0
+                ].tolist(),
             )
             for epoch in epochs
         ],

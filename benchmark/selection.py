@@ -69,7 +69,9 @@ class Selector:
 
     def __call__(self, predictions: NDArray[np.integer]) -> Score:
         """Score of predicted classes (n,); larger is better."""
-        return self.criterion.score(*metrics.group_counts(predictions == self.truth, self.groups.index, self.groups.num))
+        return self.criterion.score(
+            *metrics.group_counts(predictions == self.truth, self.groups.index, self.groups.num)
+        )
 
     def best(self, candidates: Iterable[NDArray[np.integer]]) -> tuple[int, Score]:
         """Position and score of the best candidate, the earliest among equals."""

@@ -104,8 +104,8 @@ class Budget:
 class Requires:
     """What a method needs and where it is at home.
 
-    `fit`: whose attributes it fits on. `native`: its rung when none is asked for. `class_fallback`: with fewer labels it
-    runs with classes in place of groups (`@class`).
+    `fit`: whose attributes it fits on. `native`: its rung when none is asked for. `class_fallback`: with fewer labels
+    it runs with classes in place of groups (`@class`).
     """
 
     fit: Literal["none", "val", "train"] = "none"
@@ -113,7 +113,7 @@ class Requires:
     class_fallback: bool = False
 
     def resolve(self, budget: Budget, policy: str = "") -> "Policy":
-        """Decide how the method runs at a budget: natively, under a policy, or not at all (spec: protocol, section 11)."""
+        """Decide how the method runs at a budget: natively, under a policy, or not at all."""
         grant = budget.grant
         granted = {"none": True, "val": grant.val_fit, "train": grant.train}[self.fit]
         if policy == "class":
@@ -140,7 +140,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A spurious attribute: its values, the value aligned with each class, and the declared share of aligned train images."""
+    """A spurious attribute: its values, the one aligned with each class, and the declared share of aligned images."""
 
     name: str
     values: tuple[str, ...]
@@ -178,7 +178,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2:
-            raise UserError(f"recipe: epochs ({self.epochs}) must be at least 1, batch_size ({self.batch_size}) at least 2")
+            raise UserError(
+                f"recipe: epochs ({self.epochs}) must be at least 1, batch_size ({self.batch_size}) at least 2"
+            )
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"recipe.lr must be a positive number, got {self.lr}")
 
@@ -208,7 +210,7 @@ class Card:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Classes, then the number of values of each attribute: the group index is y major, then attributes in order."""
+        """Number of classes, then of values of each attribute: groups are indexed y major, then in card order."""
         return (len(self.classes), *(len(attribute.values) for attribute in self.attributes))
 
     @property

@@ -151,9 +151,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def search(relative: str, root: Path | None, *, what: str) -> list[Path]:
-    """Folders in which a dataset may lie, in order: `--root`, `$WORSTGROUP_HOME/data`, a checkout's sibling `shared/data`.
-
-    Raises `MissingData` when `root` is given and is no folder.
+    """Folders in which a dataset may lie: those of `--root`, else of `$WORSTGROUP_HOME/data` and then of `shared/data`
+    beside a checkout. Raises `MissingData` when `root` is given and is no folder.
     """
     if root is not None and not root.is_dir():
         raise MissingData(f"{what}: --root {root} is not a folder")

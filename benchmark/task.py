@@ -1,4 +1,4 @@
-"""`Task`: everything a method may touch. Train and validation only, attributes behind the budget, every stage billed."""
+"""`Task`: everything a method may touch. No test split, attributes only within the budget, every stage billed."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -23,7 +23,7 @@ __all__ = ["Checkpoint", "Choice", "Predictor", "Task"]
 
 @dataclass(frozen=True)
 class Choice:
-    """How a model was selected: criterion and its value, the epoch if it was an epoch, and how many candidates stood."""
+    """How a model was selected: criterion and value, the epoch if it was one, and how many candidates stood."""
 
     criterion: str
     value: float | None = None
@@ -33,7 +33,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """What `fit` returns: a checkpoint, optionally another head on its features, how it was chosen, and its training."""
+    """What `fit` returns: a checkpoint, maybe another head on its features, how it was chosen, and its training."""
 
     checkpoint: Checkpoint
     choice: Choice
@@ -135,7 +135,9 @@ class Task:
         erm = self._lab.erm()
         predictions = erm.array("predictions")
         best, score = self.selector().best(predictions)
-        epochs = [engine.Epoch(*losses, seen) for losses, seen in zip(erm.array("losses"), predictions, strict=True)]
+        epochs = [
+            engine.Epoch(train, val, seen) for (train, val), seen in zip(erm.array("losses"), predictions, strict=True)
+        ]
         checkpoint = self._lab.erm_checkpoint(erm, best + 1)
         self._lab.clock.shared[f"erm:{erm.key}"] = erm.cost  # selecting needs the whole trajectory
         choice = self._choice(score, best + 1, len(epochs))
@@ -149,7 +151,9 @@ class Task:
         """Logits (n, K), float32 on the CPU, under the evaluation transform."""
         return self._lab.outputs(checkpoint, split)[1]
 
-    def choose(self, predictions: Iterable[NDArray[np.integer[Any]]], indices: Indices | None = None) -> tuple[int, Choice]:
+    def choose(
+        self, predictions: Iterable[NDArray[np.integer[Any]]], indices: Indices | None = None
+    ) -> tuple[int, Choice]:
         """Position of the best of several validation predictions by the rung's rule, and the record of the choice."""
         candidates = list(predictions)
         best, score = self.selector(indices).best(candidates)

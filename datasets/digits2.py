@@ -2,10 +2,9 @@
 
 Scikit-learn's 1,797 digits (8 x 8) are drawn at 32 x 32 on one of two backgrounds with one of two objects beside them.
 The class is whether the digit is at least 5; in train each shortcut agrees with the class on a share `align` of the
-images, independently. Every test digit is drawn on both backgrounds with both objects, so that gaps compare the same digits.
+images, independently. Every test digit is drawn on both backgrounds with both objects: gaps compare the same digits.
 """
 
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,7 @@ def _card(name: str, title: str, params: dict[str, Any]) -> Card:
 
 
 CARD = _card("digits2", "Digits with two shortcuts, validation biased like train", PARAMS)
-BALVAL = _card(
-    "digits2:balval", "Digits with two shortcuts, balanced validation", {**PARAMS, "val_align": 0.5}
-)
+BALVAL = _card("digits2:balval", "Digits with two shortcuts, balanced validation", {**PARAMS, "val_align": 0.5})
 
 
 @dataset("digits2", {"": CARD, "balval": BALVAL})
@@ -103,7 +100,9 @@ class Digits2:
         return splits
 
 
-def draw(digits: Image, a: NDArray[np.int64], random: np.random.RandomState, params: dict[str, Any]) -> NDArray[np.uint8]:
+def draw(
+    digits: Image, a: NDArray[np.int64], random: np.random.RandomState, params: dict[str, Any]
+) -> NDArray[np.uint8]:
     """Draw digits (n, 8, 8) in [0, 1] with attributes (n, 2) as uint8 (n, 32, 32, 3)."""
     canvas = np.empty((len(digits), SIZE, SIZE, 3), dtype=np.uint8)
     for i, (digit, (background, thing)) in enumerate(zip(digits, a, strict=True)):
@@ -113,7 +112,7 @@ def draw(digits: Image, a: NDArray[np.int64], random: np.random.RandomState, par
         top, left = 4 + random.randint(-params["shift"], params["shift"] + 1, size=2)
         stroke = np.kron(digit, np.ones((3, 3)))[:, :, None]
         picture[top : top + 24, left : left + 24] += params["stroke"] * stroke
-        row, column = (0, SIZE - 7) [random.randint(2)], (0, SIZE - 7)[random.randint(2)]
+        row, column = (0, SIZE - 7)[random.randint(2)], (0, SIZE - 7)[random.randint(2)]
         picture[row : row + 7, column : column + 7] += 0.35 * _OBJECTS[int(thing)][:, :, None]
         picture += params["noise"] * random.randn(SIZE, SIZE, 1)
         canvas[i] = np.clip(np.rint(255 * picture), 0, 255)

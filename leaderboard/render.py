@@ -3,9 +3,11 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import rich.box
 import rich.table
 from rich.markup import escape
 from tabulate import tabulate
@@ -14,13 +16,14 @@ from .aggregate import MEANS, Difference, Row, Table
 from .statistics import Estimate
 
 MISSING = "n/a"
+KEYS = ("method", "budget")
 
 LEGEND = (
     "`wga` worst-group accuracy over the true (y, a) groups. `acc_adj` group accuracies weighted by train counts, "
     "`acc_mean` by test counts, `acc_group` equally. `gap_NAME` accuracy where only that attribute is unaligned with "
     "the class, minus in-distribution accuracy; `gap_all` where all are. `>` marks a gap wider than ERM's beyond its "
-    "interval (Whac-A-Mole). `labels` attribute labels used. `cost` device seconds relative to the block's ERM: given its "
-    "checkpoint / from scratch; `~` when not measured in one session. Percent, mean over seeds; brackets are 95 % "
+    "interval (Whac-A-Mole). `labels` attribute labels used. `cost` device seconds relative to the block's ERM: given "
+    "its checkpoint / from scratch; `~` when not measured in one session. Percent, mean over seeds; brackets are 95 % "
     "intervals over seeds and test units; `vs erm` is the paired difference in wga."
 )
 
@@ -94,16 +97,14 @@ def to_csv(tables: Iterable[Table]) -> str:
                 "labels": row.labels,
             }
             for name, estimate in row.metrics.items():
-                line |= {name: _number(estimate and estimate.mean), f"{name}_sd": _number(estimate and estimate.sd)}
-                line |= {f"{name}_low": _number(estimate and estimate.low)}
-                line |= {f"{name}_high": _number(estimate and estimate.high)}
+                line |= {name: _number(estimate, "mean"), f"{name}_sd": _number(estimate, "sd")}
+                line |= {f"{name}_low": _number(estimate, "low"), f"{name}_high": _number(estimate, "high")}
                 if name.startswith("gap_"):
                     line[f"{name}_amplified"] = int(row.amplified(name))
             for key in ("mean", "low", "high"):
-                difference = row.versus_erm.get("wga")
-                line[f"wga_vs_erm_{key}"] = _number(difference and getattr(difference, key))
-            line["cost_marginal"] = _number(row.cost and row.cost.marginal)
-            line["cost_scratch"] = _number(row.cost and row.cost.scratch)
+                line[f"wga_vs_erm_{key}"] = _number(row.versus_erm.get("wga"), key)
+            line["cost_marginal"] = _number(row.cost, "marginal")
+            line["cost_scratch"] = _number(row.cost, "scratch")
             line["cost_same_session"] = int(row.cost.same_session) if row.cost else ""
             lines.append(line)
     headings = list(dict.fromkeys(key for line in lines for key in line))
@@ -114,17 +115,43 @@ def to_csv(tables: Iterable[Table]) -> str:
     return buffer.getvalue()
 
 
-def to_terminal(tables: Iterable[Table]) -> list[rich.table.Table]:
-    """Tables for a rich console."""
+def to_terminal(tables: Iterable[Table], width: int) -> list[rich.table.Table]:
+    """Tables for a terminal of some width; columns that do not fit go on below."""
     shown = []
     for table in tables:
-        target = rich.table.Table(title=escape(title(table)), caption=escape(subtitle(table)), header_style="bold")
-        for i, column in enumerate(columns(table)):
-            target.add_column(column.heading, justify="left" if i < 2 else "right", no_wrap=i < 2)
-        for row in table.rows:
-            target.add_row(*(escape(column.cell(row)) for column in columns(table)))
-        shown.append(target)
+        cells = {column.heading: [column.cell(row) for row in table.rows] for column in columns(table)}
+        parts = _fit(cells, width)
+        for i, headings in enumerate(parts):
+            target = rich.table.Table(
+                title=escape(title(table)) if i == 0 else None,
+                caption=escape(subtitle(table)) if i == len(parts) - 1 else None,
+                header_style="bold",
+                box=rich.box.SIMPLE_HEAD,
+                title_justify="left",
+                caption_justify="left",
+                pad_edge=False,
+            )
+            for j, heading in enumerate(headings):
+                target.add_column(heading, justify="left" if j < len(KEYS) else "right", no_wrap=True)
+            for row in zip(*(cells[heading] for heading in headings), strict=True):
+                target.add_row(*(escape(cell) for cell in row))
+            shown.append(target)
     return shown
+
+
+def _fit(cells: dict[str, list[str]], width: int) -> list[list[str]]:
+    """Headings of each part, every part beginning with the keys, so that no part is wider than `width`."""
+    size = {heading: max(map(len, [heading, *values])) + 2 for heading, values in cells.items()}
+    room = width - sum(size[key] for key in KEYS)
+    parts, used = [list(KEYS)], 0
+    for heading in cells:
+        if heading in KEYS:
+            continue
+        if used and used + size[heading] > room:
+            parts, used = [*parts, list(KEYS)], 0
+        parts[-1].append(heading)
+        used += size[heading]
+    return parts
 
 
 def _percent(estimate: Estimate | None) -> str:
@@ -139,7 +166,7 @@ def _with_interval(estimate: Estimate | None) -> str:
 
 def _difference(difference: Difference | None) -> str:
     if difference is None:
-        return "" if difference is None else MISSING
+        return ""
     return f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
@@ -154,12 +181,12 @@ def _cost(row: Row) -> str:
     return f"{'' if row.cost.same_session else '~'}{row.cost.marginal:.2f} / {row.cost.scratch:.2f}"
 
 
-def _number(value: float | None) -> str:
+def _number(holder: object, name: str) -> str:
+    """A plain number from an estimate that may be missing, empty when undefined."""
+    value = getattr(holder, name, None)
     return "" if value is None or math.isnan(value) else f"{value:.6g}"
 
 
 def _markdown(text: str) -> str:
-    """Text that no character of can break a table or become markup."""
-    for character in "\\|`*_<[]":
-        text = text.replace(character, "\\" + character) if character in "\\|`*<" else text
-    return text.replace("\n", " ")
+    """Escape what would break a table or become markup."""
+    return re.sub(r"([\\|`*<])", r"\\\1", text).replace("\n", " ")

@@ -78,7 +78,8 @@ def resampled_accuracies(outcome: Outcome, weights: NDArray[np.float32]) -> Samp
 def over_seeds(samples: Samples) -> Samples:
     """Mean over resampled seeds (DRAWS,) of a metric sampled as (S, DRAWS)."""
     choices = seed_choices(len(samples))
-    return samples[choices, np.arange(DRAWS)[:, None]].mean(1)
+    means: Samples = samples[choices, np.arange(DRAWS)[:, None]].mean(1)
+    return means
 
 
 def interval(samples: Samples) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-
 import numpy as np
 
 from ..benchmark import metrics
@@ -124,7 +123,7 @@ def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
     counts, groups = record.counts(), {}
     for name in ("val", "test"):
         y, a = arrays[f"{name}_y"].astype(np.int64), arrays[f"{name}_a"].astype(np.int64)
-        if record.predictions is None or records.labels_hash(y, a) != record.predictions.labels_sha256[name]:  # type: ignore[index]
+        if record.predictions is None or records.labels_hash(y, a) != record.predictions.labels_sha256[name]:
             yield f"predictions.labels_sha256.{name}: the labels are not those the record was written with"
             continue
         groups[name] = metrics.group_index(y, a, record.shape)
@@ -167,5 +166,3 @@ def verify_all(target: Path) -> list[Verdict]:
 def orphans(target: Path) -> list[Path]:
     """Prediction files below a folder that no record claims."""
     return [path for path in sorted(target.rglob("*.npz")) if not path.with_suffix(".json").exists()]
-
-

@@ -25,17 +25,16 @@ class Config:
     "dfr",
     paper="Kirichenko et al., Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations, ICLR 2023",
     requires=Requires(fit="val", native="val", class_fallback=True),
+    config=Config,
 )
 class DFR:
     """Shared ERM -> validation features -> L1 logistic regression on group-balanced subsets.
 
-    C is chosen by fitting on one half of validation and scoring the other by the rung's rule; the final head is the mean
-    of `refits` heads, each fitted on a balanced subset of all of validation. Granted one attribute, it balances that one.
-    Deviation: features are standardised by all validation features, in tuning too (the original code uses the balanced
-    half there and all train features at the end).
+    C is chosen by fitting on one half of validation and scoring the other by the rung's rule; the final head is the
+    mean of `refits` heads, each fitted on a balanced subset of all of validation. Granted one attribute, it balances
+    that one. Deviation: features are standardised by all validation features, in tuning too (the original code uses
+    the balanced half there and all train features at the end).
     """
-
-    Config = Config
 
     def __init__(self, config: Config) -> None:
         self.config = config

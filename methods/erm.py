@@ -1,8 +1,6 @@
 """ERM: minimise the mean training loss."""
 
-from dataclasses import dataclass
-
-from ..benchmark.registry import method
+from ..benchmark.registry import NoConfig, method
 from ..benchmark.spec import Requires
 from ..benchmark.task import Predictor, Task
 
@@ -15,11 +13,7 @@ class ERM:
     from the last epoch of the same training.
     """
 
-    @dataclass(frozen=True)
-    class Config:
-        """ERM has nothing to set beyond the recipe."""
-
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: NoConfig) -> None:
         self.config = config
 
     def fit(self, task: Task) -> Predictor:

@@ -29,6 +29,7 @@ class Config:
     "groupdro",
     paper="Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020",
     requires=Requires(fit="train", native="train+val", class_fallback=True),
+    config=Config,
 )
 class GroupDRO(Objective[Config]):
     """Per batch: `q_g <- q_g exp(eta * loss_g)`, normalised, then the loss is `sum_g q_g loss_g` with the new q.
@@ -36,7 +37,6 @@ class GroupDRO(Objective[Config]):
     Deviation: the recipe is the block's, not the paper's strong weight decay; selection is the rung's.
     """
 
-    Config = Config
     sampler = "uniform_group"
 
     def setup(self, task: Task, model: Backbone) -> None:

@@ -26,6 +26,7 @@ class Config:
     "jtt",
     paper="Liu et al., Just Train Twice: Improving Group Robustness without Training Group Information, ICML 2021",
     requires=Requires(native="select"),
+    config=Config,
 )
 class JTT:
     """ERM for T epochs -> error set E -> ERM from the same initial weights with the images of E weighted by lambda.
@@ -35,8 +36,6 @@ class JTT:
     all methods take the same steps (there an epoch grows by lambda |E|); the recipe is the block's for both runs, hence
     the first run is a prefix of the shared ERM and is billed as T of its epochs.
     """
-
-    Config = Config
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -60,5 +59,7 @@ class Upweighted(Objective[NDArray[np.float64]]):
 def error_weights(errors: NDArray[np.bool_], upweight: float) -> NDArray[np.float64]:
     """Weight `upweight` for errors, 1 for the rest; raises `UserError` when there is no error to upweight."""
     if not errors.any():
-        raise UserError("jtt: the first run makes no training error, so there is nothing to upweight; lower first_epochs")
+        raise UserError(
+            "jtt: the first run makes no training error, so there is nothing to upweight; lower first_epochs"
+        )
     return np.where(errors, upweight, 1.0)

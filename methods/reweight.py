@@ -1,7 +1,5 @@
 """ReWeight: ERM with the loss of every image weighted by the inverse of its group's size."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,29 +9,22 @@ from torch.nn import functional as F
 from ..benchmark.backbones import Backbone
 from ..benchmark.data import Batch
 from ..benchmark.engine import Objective
-from ..benchmark.registry import method
+from ..benchmark.registry import NoConfig, method
 from ..benchmark.spec import Requires
 from ..benchmark.task import Task
 
 
-@dataclass(frozen=True)
-class Config:
-    """ReWeight has nothing to set beyond the recipe."""
-
-
 @method(
     "reweight",
-    paper="Idrissi et al., Simple data balancing achieves competitive worst-group-accuracy, CLeaR 2022 (there RWG's twin)",
+    paper="Idrissi et al., Simple data balancing achieves competitive worst-group-accuracy, CLeaR 2022 (RWG's twin)",
     requires=Requires(fit="train", native="train+val", class_fallback=True),
 )
-class ReWeight(Objective[Config]):
+class ReWeight(Objective[NoConfig]):
     """`mean_i w_{g_i} CE_i` on shuffled images.
 
     The mean is over the batch and not normalised by the weights, as in SubpopBench, so the effective learning rate
     depends on a batch's composition.
     """
-
-    Config = Config
 
     def setup(self, task: Task, model: Backbone) -> None:
         super().setup(task, model)
@@ -49,4 +40,5 @@ class ReWeight(Objective[Config]):
 def inverse_frequency(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Weights proportional to 1/n_g with mean 1 over the G groups; empty groups get 0 (but count in G)."""
     inverse = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
-    return inverse / inverse.sum() * len(counts)
+    weights: NDArray[np.float64] = inverse / inverse.sum() * len(counts)
+    return weights

@@ -14,7 +14,5 @@ def balanced_subset(groups: Groups, rng: np.random.Generator, n_min: int = 0) ->
     counts = groups.counts()
     eligible = counts[counts > n_min]
     size = int(eligible.min() if len(eligible) else counts[counts > 0].min())
-    drawn = [
-        rng.permutation(np.flatnonzero(groups.index == g))[:size] for g in range(groups.num) if counts[g] > 0
-    ]
+    drawn = [rng.permutation(np.flatnonzero(groups.index == g))[:size] for g in range(groups.num) if counts[g] > 0]
     return np.sort(np.concatenate(drawn))
