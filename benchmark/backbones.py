@@ -355,7 +355,7 @@ def _timm_create(request: Request) -> Any:
     request.check(request.option)
     if not timm.is_model(request.option):
         near = get_close_matches(request.option, timm.list_models(), n=5, cutoff=0.0)
-        raise UnknownName("timm model", request.option, near, "`timm.list_models()` has them all.")
+        raise UnknownName("timm model", request.option, near, "Write timm:NAME; `timm.list_models()` has all names.")
     fetch = request.weights == "pretrained"
     try:
         model: Any = timm.create_model(

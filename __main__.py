@@ -1,0 +1,5 @@
+"""`python -m worstgroup`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,220 @@
+"""Batches against torchvision's and PIL's own results."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from worstgroup.benchmark.data import (
+    CROP_AREA,
+    CROP_RATIO,
+    Pixels,
+    augment,
+    crop_boxes,
+    random_order,
+    resized_crop,
+    weighted,
+)
+from worstgroup.benchmark.spec import Recipe
+
+CPU = torch.device("cpu")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def draw(n: int, height: int, width: int) -> np.ndarray:
+    """Images with every kind of edge: noise, and smooth ramps."""
+    images = np.random.default_rng(0).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+    images[0] = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
+    return images
+
+
+def pixels(images: np.ndarray, mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1.0,) * 3) -> Pixels:
+    return Pixels(images, np.arange(len(images)), mean, std, CPU)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --------------------------------------------------------------------------------------------------- evaluation input
+
+
+@pytest.mark.parametrize(("mean", "std"), [IMAGENET, ((0.5,) * 3, (0.25,) * 3), ((0.0,) * 3, (1.0,) * 3)])
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (17, 31)])
+def test_evaluation_batches_are_torchvisions_bits(
+    size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    images = draw(20, *size)
+    reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    expected = torch.stack([reference(Image.fromarray(image)) for image in images])
+    batches = list(pixels(images, mean, std).batches(7))
+    assert [len(batch.x) for batch in batches] == [7, 7, 6]
+    assert torch.equal(torch.cat([batch.x for batch in batches]), expected)
+    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(20))
+
+
+def test_all_256_levels_are_torchvisions_bits() -> None:
+    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*IMAGENET)])
+    assert torch.equal(pixels(images, *IMAGENET).batch(torch.tensor([0])).x[0], reference(Image.fromarray(images[0])))
+
+
+def test_a_batch_holds_what_was_asked_for_and_leaves_the_store_alone() -> None:
+    images = draw(6, 8, 8)
+    before = images.copy()
+    held = pixels(images, *IMAGENET)
+    batch = held.batch(torch.tensor([4, 1, 4]))
+    assert batch.y.tolist() == batch.index.tolist() == [4, 1, 4]
+    assert torch.equal(batch.x[0], batch.x[2])
+    batch.x.zero_()
+    assert np.array_equal(images, before)
+
+
+def test_channels_last_changes_the_layout_and_no_value() -> None:
+    images = draw(4, 8, 8)
+    index = torch.arange(4)
+    plain = pixels(images, *IMAGENET).batch(index).x
+    held = Pixels(images, np.arange(4), *IMAGENET, CPU, channels_last=True)
+    last = held.batch(index).x
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert plain.is_contiguous()
+    assert torch.equal(plain, last)
+    augmented = [part.batch(index, augment("crop+flip", generator())).x for part in (pixels(images, *IMAGENET), held)]
+    assert torch.allclose(*augmented, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- crops
+
+
+def on_pil(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    crop = Image.fromarray(image).crop((left, top, left + width, top + height))
+    return np.asarray(crop.resize(image.shape[1::-1], Image.Resampling.BILINEAR)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (24, 40)])
+def test_resized_crop_is_pils_up_to_its_rounding(size: tuple[int, int]) -> None:
+    images = draw(64, *size)
+    boxes = crop_boxes(64, *size, generator(3))
+    ours = resized_crop(pixels(images).batch(torch.arange(64)).x, *boxes).permute(0, 2, 3, 1).numpy() * 255
+    for i, box in enumerate(zip(*(side.int().tolist() for side in boxes), strict=True)):
+        assert np.abs(ours[i] - on_pil(images[i], *box)).max() <= 1.01, box
+
+
+def test_a_crop_of_everything_changes_nothing() -> None:
+    x = torch.rand(3, 3, 12, 20, generator=generator())
+    zero, height, width = torch.zeros(3), torch.full((3,), 12.0), torch.full((3,), 20.0)
+    assert torch.allclose(resized_crop(x, zero, zero, height, width), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (224, 224), (24, 40), (8, 8)])
+def test_crop_boxes_lie_in_the_image_and_hold_most_of_it(size: tuple[int, int]) -> None:
+    rows, columns = size
+    top, left, height, width = crop_boxes(4000, rows, columns, generator())
+    for side in (top, left, height, width):
+        assert torch.equal(side, side.round())
+    assert min(top.min(), left.min()) >= 0
+    assert bool((top + height <= rows).all())
+    assert bool((left + width <= columns).all())
+    assert min(height.min(), width.min()) >= 1
+    # rounding a side moves the area by half a pixel times the other side; clamping takes away, and never adds
+    slack = (rows + columns) / 2 / (rows * columns)
+    share = height * width / (rows * columns)
+    inside = (height < rows) & (width < columns)
+    assert share[inside].min() >= CROP_AREA[0] - slack
+    assert share.max() <= CROP_AREA[1]
+    assert share.mean() == pytest.approx(0.83, abs=0.03)
+    ratio = (width / height)[inside]
+    assert ratio.min() > CROP_RATIO[0] * 0.85
+    assert ratio.max() < CROP_RATIO[1] / 0.85
+
+
+def test_crop_boxes_reach_all_four_sides() -> None:
+    top, left, height, width = crop_boxes(2000, 32, 32, generator())
+    assert bool((top == 0).any())
+    assert bool((left == 0).any())
+    assert bool(((top + height == 32) & (top > 0)).any())
+    assert bool(((left + width == 32) & (left > 0)).any())
+
+
+# ----------------------------------------------------------------------------------------------------- augmentations
+
+
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    x = torch.rand(1000, 3, 4, 6, generator=generator(1))
+    transform = augment("flip", generator())
+    assert transform is not None
+    out = transform(x)
+    flipped = (out == x.flip(3)).flatten(1).all(1)
+    kept = (out == x).flatten(1).all(1)
+    assert bool((flipped ^ kept).all())
+    assert 430 < int(flipped.sum()) < 570
+
+
+def test_none_is_no_transform() -> None:
+    assert augment("none", generator()) is None
+
+
+@pytest.mark.parametrize("kind", ["flip", "crop+flip"])
+def test_a_stream_depends_only_on_its_generator(kind: str) -> None:
+    x = torch.rand(16, 3, 8, 8, generator=generator(1))
+
+    def stream(seed: int, noise: int) -> list[torch.Tensor]:
+        torch.manual_seed(noise)
+        transform = augment(kind, generator(seed))
+        assert transform is not None
+        before = torch.random.get_rng_state()
+        outs = [transform(x) for _ in range(3)]
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return outs
+
+    first, again, other = stream(0, 1), stream(0, 2), stream(5, 1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_augmentation_comes_before_normalisation() -> None:
+    images = draw(5, 8, 8)
+    index = torch.arange(5)
+    plain = pixels(images).batch(index, augment("crop+flip", generator())).x
+    mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in IMAGENET)
+    normalised = pixels(images, *IMAGENET).batch(index, augment("crop+flip", generator())).x
+    assert torch.equal(normalised, (plain - mean) / std)
+
+
+# ---------------------------------------------------------------------------------------------------------- samplers
+
+
+def sizes(n: int, batch_size: int) -> list[int]:
+    return [len(part) for part in random_order(n, Recipe(batch_size=batch_size))(generator())]
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "expected"),
+    [(10, 4, [4, 4, 2]), (9, 4, [4, 5]), (8, 4, [4, 4]), (3, 4, [3]), (1, 4, [1]), (5, 2, [2, 3])],
+)
+def test_a_last_batch_of_one_joins_its_neighbour(n: int, batch_size: int, expected: list[int]) -> None:
+    assert sizes(n, batch_size) == expected
+
+
+def test_random_order_shows_every_example_once() -> None:
+    sampler = random_order(101, Recipe(batch_size=16))
+    first, again, other = (torch.cat(list(sampler(generator(seed)))) for seed in (0, 0, 1))
+    assert first.sort().values.tolist() == list(range(101))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_weighted_draws_in_proportion() -> None:
+    weights = torch.tensor([0.0] + [1.0] * 500 + [9.0] * 500)
+    sampler = weighted(weights, Recipe(batch_size=64))
+    drawn = torch.cat([torch.cat(list(sampler(generator(seed)))) for seed in range(20)])
+    assert len(drawn) == 20 * 1001
+    assert int((drawn == 0).sum()) == 0
+    assert (drawn > 500).float().mean().item() == pytest.approx(0.9, abs=0.01)
+
+
+def test_equal_weights_are_an_epoch_without_replacement() -> None:
+    recipe = Recipe(batch_size=16)
+    ours = torch.cat(list(weighted(torch.full((50,), 0.2), recipe)(generator())))
+    assert torch.equal(ours, torch.cat(list(random_order(50, recipe)(generator()))))
