@@ -1,0 +1,100 @@
+"""The built wheel works without the checkout, and the README tells the truth."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, "-m", "worstgroup"]
+
+
+def call(*command: str, cwd: Path, **environment: str) -> str:
+    import os
+
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the files that git tracks, so that no leftover of the checkout gets in."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = call("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    for name in tracked:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    call(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source), cwd=out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_what_it_needs(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    python = {
+        f"worstgroup/{path.relative_to(ROOT)}"
+        for folder in ("benchmark", "methods", "datasets", "leaderboard")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    suites = {f"worstgroup/{path.relative_to(ROOT)}" for path in (ROOT / "benchmark" / "suites").glob("*.toml")}
+    assert python | suites | {"worstgroup/py.typed", "worstgroup/cli.py"} <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any("/tests/" in name for name in names)
+
+
+def test_installed_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    call(*pip, "install", "--quiet", "--no-deps", "--target", str(site), str(wheel), cwd=tmp_path)
+    environment = {"PYTHONPATH": str(site), "WORSTGROUP_HOME": str(tmp_path / "home")}
+    where = call(sys.executable, "-c", "import worstgroup; print(worstgroup.__file__)", cwd=tmp_path, **environment)
+    assert Path(where.strip()).is_relative_to(site)
+    assert "mini" in call(*PROGRAM, "ls", "suites", cwd=tmp_path, **environment)
+    run = ("run", "--dataset", "digits2", "--method", "erm", "--seeds", "0", "--set", "recipe.epochs=1")
+    assert "digits2" in call(*PROGRAM, *run, cwd=tmp_path, **environment)
+    assert "1 records, 0 with differences" in call(*PROGRAM, "verify", cwd=tmp_path, **environment)
+
+
+def test_method_of_the_readme_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    plugin = tmp_path / "sqrt_reweight.py"
+    plugin.write_text(code)
+    tiny = ROOT / "tests" / "fixtures" / "tinyset.py"
+    run = (
+        "run",
+        "--plugin",
+        str(plugin),
+        "--plugin",
+        str(tiny),
+        "--dataset",
+        "tiny",
+        "--method",
+        "erm,sqrt-reweight",
+        "--seeds",
+        "0",
+    )
+    assert "sqrt-reweight" in call(*PROGRAM, *run, cwd=tmp_path, WORSTGROUP_HOME=str(tmp_path / "home"))
+
+
+def test_commands_of_the_readme_parse(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^(?:pip install \. && )?worstgroup (run .*)$", text, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        words = line.partition("#")[0].split()
+        if not {"--plugin", "DIR"} & set(words):
+            call(
+                *PROGRAM,
+                *words,
+                *(() if "--dry-run" in words else ("--dry-run",)),
+                cwd=tmp_path,
+                WORSTGROUP_HOME=str(tmp_path / "home"),
+            )
