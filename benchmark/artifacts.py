@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .cost import StageCost
@@ -44,7 +45,7 @@ class Artifact:
         """Read one .npy file; raises `CorruptFile` when it is damaged."""
         try:
             array: NDArray[Any] = np.load(self.path / f"{name}.npy", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, BadZipFile) as error:
             raise self.corrupt(f"{name}.npy") from error
         return array
 
@@ -62,7 +63,7 @@ class Artifact:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a state dict as safetensors, contiguous copies of shared or strided tensors included."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    path.write_bytes(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
 
 
 def artifact(kind: str, identity: Any, make: Callable[[Path], StageCost]) -> Artifact:

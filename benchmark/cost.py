@@ -37,9 +37,11 @@ class StageCost:
 
     def scaled(self, share: float) -> "StageCost":
         """This share of the cost, e.g. the first T of E epochs; peak memory stays."""
-        kinds = {f.name: type(getattr(self, f.name)) for f in fields(self)}
-        values = {name: kind(getattr(self, name) * share) for name, kind in kinds.items()}
-        return StageCost(**{**values, "peak_mem_mib": self.peak_mem_mib})
+        part = replace(self)
+        for name, value in vars(self).items():
+            if name != "peak_mem_mib":
+                setattr(part, name, round(value * share) if isinstance(value, int) else value * share)
+        return part
 
     def add(self, other: "StageCost") -> None:
         """Add another cost in place."""
@@ -118,8 +120,9 @@ class Clock:
                 setattr(self.current, name, getattr(before, name))
 
     def inherit(self, key: str, cost: StageCost) -> None:
-        """Add a shared artifact's cost, once."""
-        self.shared.setdefault(key, cost)
+        """Add a shared artifact's cost, once; of several shares of a training the largest counts."""
+        if key not in self.shared or cost.n_fwd > self.shared[key].n_fwd:
+            self.shared[key] = cost
 
     def meter(self, model: nn.Module, trunk: nn.Module, example: Tensor) -> None:
         """Count every example that passes through `trunk` from now on, and its FLOPs.

@@ -4,6 +4,7 @@ Every epoch starts from seeds of its own, so a training that was killed goes on 
 the same bits, without storing any generator.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +23,7 @@ from .artifacts import load_state
 from .cost import Clock, StageCost
 from .data import Batch, Pixels, Sampler, augment, random_order, weighted
 from .errors import NonFiniteLoss
-from .home import disk_errors
+from .home import write_bytes
 from .selection import Score, Selector
 from .spec import Recipe, derive_seed
 
@@ -150,7 +151,8 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
     optimizers = objective.optimizers(recipe)
     base_lr = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
     if recipe.compile:
-        model.compile()  # in place: the state dict keeps its names
+        trunk = model.trunk  # its forward alone: the hook that counts passes stays outside, the state keeps its names
+        setattr(trunk, "forward", torch.compile(trunk.forward))  # noqa: B010
 
     with clock.stage(training.stage) as cost:
         trajectory, best = _restore(training, networks, optimizers, objective, cost)
@@ -169,12 +171,14 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
                 if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):
                     _check_finite(losses, training.stage, epoch)
             cost.n_updates += len(losses)
+            clock.lap()
+            billed = asdict(cost)
             with clock.off():
                 trajectory.epochs.append(_evaluate(model, training, torch.stack(losses).mean().item()))
                 best = _select(trajectory, training.selector, model, best)
                 if training.keep is not None:
                     training.keep(epoch, model)
-                _save(training, trajectory, best, networks, optimizers, objective, cost)
+                _save(training, trajectory, best, networks, optimizers, objective, billed)
                 training.progress(training.stage, epoch, training.epochs)
     model.load_state_dict(best)
     return trajectory
@@ -233,7 +237,7 @@ def _save(
     networks: nn.Module,
     optimizers: dict[str, Optimizer],
     objective: Objective[Any],
-    cost: StageCost,
+    billed: dict[str, Any],
 ) -> None:
     """Write the full state, whole or not at all."""
     state = {
@@ -245,13 +249,11 @@ def _save(
         "score": trajectory.score,
         "losses": [(epoch.train_loss, epoch.val_loss) for epoch in trajectory.epochs],
         "predictions": torch.from_numpy(np.stack([epoch.predictions for epoch in trajectory.epochs])),
-        "cost": asdict(cost),
+        "cost": billed,
     }
-    with disk_errors(training.state):
-        training.state.parent.mkdir(parents=True, exist_ok=True)
-        temporary = training.state.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(training.state)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(training.state, buffer.getbuffer())
 
 
 def _restore(

@@ -26,6 +26,10 @@ class CorruptFile(UserError):
     """A file is truncated, foreign or altered; the message names it."""
 
 
+class DiskError(UserError):
+    """The disk is full, read-only or forbidden: no run of the suite can go on."""
+
+
 class BudgetExceeded(UserError):
     """A method asked for attribute labels that its annotation budget does not grant."""
 

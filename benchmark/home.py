@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
-from .errors import UserError
+from .errors import DiskError
 
 TEMPORARY = ".tmp-"
 
@@ -44,7 +44,7 @@ def locks_home() -> Path:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a `UserError` that names the place and the way out."""
+    """Turn a full, read-only or forbidden disk into a `DiskError` that names the place and the way out."""
     try:
         yield
     except OSError as error:
@@ -59,7 +59,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         }
         if error.errno not in reasons:
             raise
-        raise UserError(
+        raise DiskError(
             f"cannot write {error.filename or path}: {reasons[error.errno]}. "
             "Free some space (`worstgroup cache --prune`) or set WORSTGROUP_HOME to a writable folder."
         ) from error
@@ -69,8 +69,8 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; raises `UserError` when the disk refuses."""
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all; raises `DiskError` when the disk refuses."""
     temporary = _temporary(path)
     with disk_errors(path):
         try:

@@ -112,9 +112,9 @@ class Lab:
 
         return artifact("erm", {"block": self.block.key, "code": engine_fingerprint()}, make)
 
-    def erm_checkpoint(self, erm: Artifact, epoch: int) -> Checkpoint:
-        """The shared ERM after an epoch (1-based); bills that share of its training."""
-        self.clock.inherit(f"erm:{erm.key}", erm.cost.scaled(epoch / self.recipe.epochs))
+    def erm_checkpoint(self, erm: Artifact, epoch: int, billed: int = 0) -> Checkpoint:
+        """The shared ERM after an epoch (1-based); bills the training up to it, or up to epoch `billed`."""
+        self.clock.inherit(f"erm:{erm.key}", erm.cost.scaled((billed or epoch) / self.recipe.epochs))
         model = self.model()
         model.load_state_dict(erm.tensors(_epoch(epoch)))
         return Checkpoint(model, f"{erm.key}/{epoch}")

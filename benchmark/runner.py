@@ -20,7 +20,7 @@ from . import engine, metrics, record
 from .annotations import Annotations
 from .artifacts import work_folder
 from .cost import Clock, CostReport
-from .errors import CorruptFile, NonFiniteLoss, UserError
+from .errors import DiskError, NonFiniteLoss, UserError
 from .home import lock, runs_home
 from .lab import Lab, Progress
 from .planning import Request, plan
@@ -63,9 +63,9 @@ def run_spec(
         facts = _facts(spec, store.card, session)
         try:
             result, arrays = execute(spec, store, facts, progress)
-        except (UserError, CorruptFile) as error:
-            if isinstance(error.__cause__, OSError):
-                raise  # the disk, not the run
+        except DiskError:
+            raise
+        except UserError as error:
             result, arrays = RunRecord(**facts, status="failed", error=str(error)), None
         except NonFiniteLoss as error:
             result, arrays = RunRecord(**facts, status="failed", error=str(error)), None

@@ -5,7 +5,7 @@ changed generator make a new store. It appears whole or not at all, and several 
 """
 
 import hashlib
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from . import metrics
 from .errors import CorruptFile, MissingData
@@ -64,6 +65,15 @@ class Dataset(Protocol):
         ...
 
 
+class _Manifest(BaseModel):
+    """What a store says of itself: SHA-256 of its contents, sizes of its files, and the fingerprint of all of it."""
+
+    card: str
+    content: dict[str, str]
+    sizes: dict[str, int]
+    fingerprint: str
+
+
 @dataclass(frozen=True)
 class Store:
     """An opened store: `fingerprint` identifies pixels and labels, `card` says what they mean."""
@@ -91,14 +101,18 @@ def open_store(dataset: Dataset, card: Card, root: Path | None = None) -> Store:
             if not (path / "manifest.json").exists():
                 splits = dataset.load(root)
                 check_counts(card, splits)
+                shutil.rmtree(path, ignore_errors=True)  # a folder without a manifest is no store
                 write_folder(path, _writer(splits, card))
-    return Store(path, card, _read_manifest(path)["fingerprint"])
+    return Store(path, card, _read_manifest(path).fingerprint)
 
 
 def check_counts(card: Card, splits: Splits) -> None:
     """Raise `CorruptFile` unless every split has exactly the group counts of the card."""
     for name in SPLITS:
-        group = metrics.group_index(splits[name].y, splits[name].a, card.shape)
+        try:
+            group = metrics.group_index(splits[name].y, splits[name].a, card.shape)
+        except ValueError as error:
+            raise CorruptFile(f"{card.name}: the {name} split has a label or attribute outside {card.shape}") from error
         found = tuple(int(n) for n in np.bincount(group, minlength=card.num_groups))
         if name in card.counts and found != card.counts[name]:
             raise CorruptFile(
@@ -121,8 +135,9 @@ def _writer(splits: Splits, card: Card) -> Callable[[Path], None]:
             np.savez(folder / f"{name}.labels.npz", y=split.y, a=split.a, unit=split.units())
             labels = b"".join(np.ascontiguousarray(part).tobytes() for part in (split.y, split.a, split.units()))
             files[f"{name}.labels.npz"] = hashlib.sha256(labels).hexdigest()
-        manifest = {"card": card.name, "version": VERSION, "content": files, "fingerprint": digest(files)[:16]}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        sizes = {file: (folder / file).stat().st_size for file in files}
+        manifest = _Manifest(card=card.name, content=files, sizes=sizes, fingerprint=digest(files)[:16])
+        (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1))
 
     return fill
 
@@ -130,23 +145,26 @@ def _writer(splits: Splits, card: Card) -> Callable[[Path], None]:
 def _write_images(path: Path, source: ImageSource, image: tuple[int, int, int]) -> str:
     """Copy an image source into a .npy file chunk by chunk; returns the SHA-256 of the pixels."""
     content = hashlib.sha256()
-    target = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(source), *image))
-    for start in range(0, len(source), _CHUNK):
-        chunk = np.ascontiguousarray(source[start : start + _CHUNK], dtype=np.uint8)
-        target[start : start + _CHUNK] = chunk
-        content.update(chunk.tobytes())
-    target.flush()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(source), *image)}
+    with path.open("wb") as file:  # not through a memory map: on a full disk that ends in SIGBUS, not in an error
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(source), _CHUNK):
+            chunk = np.ascontiguousarray(source[start : start + _CHUNK], dtype=np.uint8)
+            if chunk.shape[1:] != image:
+                raise CorruptFile(f"{path.stem}: images of shape {chunk.shape[1:]}, the card says {image}")
+            file.write(chunk.data)
+            content.update(chunk.data)
     return content.hexdigest()
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> _Manifest:
     try:
-        manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
-        missing = [name for name in manifest["content"] if not (path / name).exists()]
-    except (ValueError, KeyError) as error:
+        manifest = _Manifest.model_validate_json((path / "manifest.json").read_bytes())
+    except (ValidationError, OSError) as error:
         raise CorruptFile(f"{path}: its manifest cannot be read; delete the folder, it is rebuilt.") from error
-    if missing:
-        raise CorruptFile(f"{path}: {missing[0]} is missing; delete the folder, it is rebuilt.")
+    for name, size in manifest.sizes.items():
+        if not (path / name).is_file() or (path / name).stat().st_size != size:
+            raise CorruptFile(f"{path / name}: missing or truncated; delete the folder, it is rebuilt.")
     return manifest
 
 

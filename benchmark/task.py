@@ -138,8 +138,7 @@ class Task:
         epochs = [
             engine.Epoch(train, val, seen) for (train, val), seen in zip(erm.array("losses"), predictions, strict=True)
         ]
-        checkpoint = self._lab.erm_checkpoint(erm, best + 1)
-        self._lab.clock.shared[f"erm:{erm.key}"] = erm.cost  # selecting needs the whole trajectory
+        checkpoint = self._lab.erm_checkpoint(erm, best + 1, billed=len(predictions))  # choosing needs all epochs
         choice = self._choice(score, best + 1, len(epochs))
         return Predictor(checkpoint, choice, trajectory=engine.Trajectory(epochs, best + 1, score))
 

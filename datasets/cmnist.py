@@ -33,9 +33,7 @@ BIN99 = Card(
         "Robustness to Spurious Correlations, CVPR 2024. LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning "
         "Applied to Document Recognition, Proceedings of the IEEE 1998 (MNIST)"
     ),
-    recipe=Recipe(
-        optimizer="sgd", lr=3e-3, momentum=0.9, weight_decay=1e-4, batch_size=128, epochs=10, schedule="cosine"
-    ),
+    recipe=Recipe(optimizer="adam", lr=1e-3, weight_decay=1e-4, batch_size=128, epochs=10, schedule="cosine"),
     backbone="tiny_cnn",
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
@@ -46,7 +44,8 @@ BIN99 = Card(
         "5-9 green). This follows the code: 0-4 mostly green, 5-9 mostly red.",
         "Validation and test have the same 99 % correlation as train: a mean accuracy near 99 % says nothing.",
         "The worst group of the test split has 46 to 48 images: one image moves its accuracy by about 2 points.",
-        "The paper trains a ResNet-18 from scratch (3x3 stem, no max-pooling); the default here is the small network.",
+        "The paper trains a ResNet-18 from scratch (3x3 stem, no max-pooling) with SGD at 3e-3; backbone and recipe "
+        "here are for the small network, which that recipe leaves at a worst-group accuracy of 0.",
     ),
     params={"train": 50_000, "green": [0.99, 0.01], "seed": 0},
 )

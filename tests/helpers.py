@@ -1,27 +1,36 @@
-"""Helpers for tests that run on the tiny dataset.
+"""Helpers that several test files share."""
 
-NOTE 2026-11-22 05:43: a concurrent session overwrote the first version of this file by accident. This is a minimal
-reconstruction from its two call sites in conftest.py: its author should put the original back (delete this note).
-"""
-
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from worstgroup.benchmark.home import runs_home
 from worstgroup.benchmark.planning import Plan, Request, plan
 from worstgroup.benchmark.record import RunRecord, find, read, read_predictions
 from worstgroup.benchmark.registry import DATASETS, load_plugin
 
+TINYSET = Path(__file__).parent / "fixtures" / "tinyset.py"
+PROGRAM = Path(sys.executable).parent / "worstgroup"
+torch.set_num_threads(1)  # on tiny batches several threads only wait for each other
+
 
 def register_tiny() -> None:
-    """Register the dataset `tiny`, once."""
+    """Register the dataset `tiny` in this process, once."""
     if "tiny" not in DATASETS:
-        load_plugin(Path(__file__).parent / "fixtures" / "tinyset.py")
+        load_plugin(TINYSET)
 
 
 def plan_tiny(*methods: str, seeds: tuple[int, ...] = (0,), budget: str = "", **settings: str) -> Plan:
-    """Runs of methods on `tiny`."""
+    """Plan runs of the tiny dataset; a setting's dot is written as two underscores."""
     register_tiny()
-    return plan(Request("tiny", method, budget, seeds=seeds, settings=settings) for method in methods)
+    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    return plan([Request("tiny", method, budget, seeds=seeds, settings=changes) for method in methods])
 
 
 def predictions(record: RunRecord, names: tuple[str, ...] = ("test_prediction", "test_logits", "val_logits")) -> bytes:
@@ -29,3 +38,57 @@ def predictions(record: RunRecord, names: tuple[str, ...] = ("test_prediction", 
     (path,) = (file for file in find(runs_home()) if read(file).run == record.run)
     arrays = read_predictions(path, record)
     return b"".join(arrays[name].tobytes() for name in names)
+
+
+def prediction_files(records: Path) -> dict[str, bytes]:
+    """Content of all prediction files below a folder, by their place in it."""
+    return {str(path.relative_to(records)): path.read_bytes() for path in sorted(records.rglob("*.npz"))}
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a record's JSON in place, by hand as it were."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def put(dotted: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """A change for `edit`: set the field at `a.0.b`."""
+
+    def change(content: Any) -> None:
+        *parents, last = (int(part) if part.isdigit() else part for part in dotted.split("."))
+        for part in parents:
+            content = content[part]
+        content[last] = value
+
+    return change
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+def start(home: Path, *arguments: object) -> "subprocess.Popen[str]":
+    """Start the real program in a process group of its own."""
+    return subprocess.Popen(
+        [str(PROGRAM), *map(str, arguments)],
+        env={**os.environ, "WORSTGROUP_HOME": str(home), "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]", timeout: float = 120) -> Result:
+    """Wait for a started program."""
+    out, err = process.communicate(timeout=timeout)
+    return Result(process.returncode, out, err)

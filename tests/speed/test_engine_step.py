@@ -1,6 +1,6 @@
 """Training step of the engine against a bare loop that does the same arithmetic.
 
-Run with `pytest tests/speed --benchmark-enable` on an idle machine; the stated ratio is 1.05, and only twice that fails.
+Run with `pytest tests/speed --benchmark-enable` on an idle machine. The stated ratio is 1.05; only twice that fails.
 """
 
 import time

@@ -199,7 +199,12 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path, case: str) -
             train(tmp_path / "killed.pt", progress=killer(epoch), **CASES[case])
     resumed = train(tmp_path / "killed.pt", **CASES[case])
     assert_same(straight, resumed)
-    assert counters(straight) == counters(resumed)
+
+
+def test_a_killed_training_counts_like_an_undisturbed_one(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path / "killed.pt", progress=killer(1))
+    assert counters(train(tmp_path / "killed.pt")) == counters(train(tmp_path / "straight.pt"))
 
 
 def test_a_training_killed_within_an_epoch_repeats_that_epoch(tmp_path: Path) -> None:
@@ -246,12 +251,20 @@ def test_the_seconds_before_an_interrupt_are_billed(tmp_path: Path) -> None:
     assert 0 < before.device_s < after.device_s
 
 
-@pytest.mark.parametrize("damage", [lambda old: b"", lambda old: b"not a checkpoint", lambda old: old[: len(old) // 2]])
-def test_a_corrupt_state_starts_anew(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda old: b"",
+    "foreign": lambda old: b"not a checkpoint",
+    "truncated": lambda old: old[: len(old) // 2],
+    "altered": lambda old: old[:1000] + bytes(500) + old[1500:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_corrupt_state_starts_anew(tmp_path: Path, damage: str) -> None:
     straight = train(tmp_path / "straight.pt")
     with pytest.raises(Killed):
         train(tmp_path / "killed.pt", progress=killer(2))
-    (tmp_path / "killed.pt").write_bytes(damage((tmp_path / "killed.pt").read_bytes()))
+    (tmp_path / "killed.pt").write_bytes(DAMAGES[damage]((tmp_path / "killed.pt").read_bytes()))
     again = train(tmp_path / "killed.pt")
     assert_same(straight, again)
     assert counters(straight) == counters(again)

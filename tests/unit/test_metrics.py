@@ -7,6 +7,7 @@ from worstgroup.benchmark import metrics
 from worstgroup.benchmark.metrics import Counts, Values
 from worstgroup.benchmark.spec import Attribute
 
+Pattern = tuple[int, ...]
 TRAIN = counts(3498, 184, 56, 1057)
 TEST = counts(2255, 2255, 642, 642)
 PLACE = make_attributes(["place"])
@@ -21,7 +22,7 @@ def close(value: float | None, to: float) -> bool:
     return value == pytest.approx(to, abs=5e-7)
 
 
-def by_pattern(values: dict[tuple[int, ...], int], shape: tuple[int, ...]) -> Counts:
+def by_pattern(values: dict[Pattern, int], shape: tuple[int, ...]) -> Counts:
     """A count for every cell from its alignment pattern, for attributes aligned in order."""
     return counts(*(values[tuple(int(v == y) for v in a)] for y, *a in np.ndindex(*shape)))
 
@@ -98,8 +99,10 @@ def test_renaming_classes_and_values_changes_no_metric(seed: int) -> None:
     moved = [np.empty_like(table) for table in tables]
     for old, new in zip(tables, moved, strict=True):
         new[np.ix_(classes, *values)] = old
-    before = metrics.evaluate(*(table.ravel() for table in tables), shape, attributes)
-    after = metrics.evaluate(*(table.ravel() for table in moved), shape, renamed)
+    correct, total, train = (table.ravel() for table in tables)
+    before = metrics.evaluate(correct, total, train, shape, attributes)
+    correct, total, train = (table.ravel() for table in moved)
+    after = metrics.evaluate(correct, total, train, shape, renamed)
     assert after == pytest.approx(before, abs=1e-12)
 
 
@@ -107,7 +110,7 @@ def test_renaming_classes_and_values_changes_no_metric(seed: int) -> None:
 
 
 def test_whac_a_mole_example() -> None:
-    accuracy = {(1, 1): 98, (0, 1): 85, (1, 0): 80, (0, 0): 30}
+    accuracy: dict[Pattern, int] = {(1, 1): 98, (0, 1): 85, (1, 0): 80, (0, 0): 30}
     values = metrics.evaluate(by_pattern(accuracy, CELLS), counts(*[100] * 8), URBANCARS_TRAIN, CELLS, SHORTCUTS)
     assert close(values["id_acc"], 0.963575)
     assert close(values["gap_bg"], -0.113575)
@@ -183,8 +186,8 @@ def test_with_more_classes_an_unaligned_attribute_takes_all_other_values() -> No
 
 
 def test_a_pattern_without_test_images_leaves_what_needs_it_undefined() -> None:
-    weights = {(1, 1): 0.5, (1, 0): 0.5, (0, 1): 0.0, (0, 0): 0.0}
-    seen = {(1, 1): 0.9, (1, 0): 0.7}
+    weights: dict[Pattern, float] = {(1, 1): 0.5, (1, 0): 0.5, (0, 1): 0.0, (0, 0): 0.0}
+    seen: dict[Pattern, float] = {(1, 1): 0.9, (1, 0): 0.7}
     values = metrics.whac_a_mole(seen, weights, ["bg", "co"])
     assert values == pytest.approx({"id_acc": 0.8, "gap_bg": None, "gap_co": -0.1, "gap_all": None})
     assert set(metrics.whac_a_mole({(1, 1): 0.9}, weights, ["bg", "co"]).values()) == {None}
