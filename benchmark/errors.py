@@ -8,6 +8,12 @@ class UserError(Exception):
     """Something the user gave is wrong: the message says what, which value, and what to do next."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError` with this message unless the condition holds (a NaN fails every comparison)."""
+    if not condition:
+        raise UserError(message)
+
+
 class UnknownName(UserError):
     """A name that is in no registry; the message offers the closest known ones."""
 

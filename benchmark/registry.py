@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .errors import UnknownName, UserError
-from .spec import Card, Requires
+from .spec import Card, Requires, digest
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type[Any])
@@ -167,7 +167,7 @@ def load_plugin(path: Path) -> None:
     """Import one Python file that registers entries; it runs with all rights of the user, so only when named."""
     if not path.is_file():
         raise UserError(f"--plugin {path}: there is no such file")
-    name = f"worstgroup_plugin_{path.stem}"
+    name = f"worstgroup_plugin_{path.stem}_{digest(str(path.resolve()))[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--plugin {path}: not a Python file")
@@ -175,7 +175,7 @@ def load_plugin(path: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"--plugin {path}: {error}") from error
     except Exception as error:
         raise UserError(f"--plugin {path}: {type(error).__name__}: {error}") from error

@@ -6,11 +6,11 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from .errors import UnknownName, UserError
+from .errors import UnknownName, UserError, require
 
 PROTOCOL = "wg1"
 """Version of the protocol: rows of different versions never share a table."""
@@ -73,9 +73,11 @@ class Budget:
         rung, colon, names = text.partition(":")
         if rung not in RUNGS:
             raise UnknownName("budget", rung, RUNGS, "See `worstgroup ls budgets`.")
-        attributes = tuple(name for name in names.split(",") if name)
+        attributes = tuple(sorted({name for name in names.split(",") if name}))  # one spelling for one grant
         if colon and not attributes:
             raise UserError(f"budget {text!r} ends in a colon: write {rung!r}, or {rung}:ATTRIBUTE")
+        if attributes and not RUNGS[rung].val_select:
+            raise UserError(f"budget {text!r}: {rung} grants no attribute, so none can be named")
         return cls(rung, attributes)
 
     def __str__(self) -> str:
@@ -121,7 +123,8 @@ class Requires:
                 return Policy("n/a", "it uses no groups, so @class does not apply to it")
             return Policy("class")
         if granted:
-            return Policy("carried" if budget.order > Budget(self.native).order else "")
+            at_home = max(Budget(self.native).order, Budget("select").order)  # choosing among epochs is native to all
+            return Policy("carried" if budget.order > at_home else "")
         if self.class_fallback and not grant.val_fit:
             return Policy("class")
         return Policy("n/a", f"needs {'train+val' if self.fit == 'train' else 'val'}")
@@ -177,12 +180,11 @@ class Recipe:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2:
-            raise UserError(
-                f"recipe: epochs ({self.epochs}) must be at least 1, batch_size ({self.batch_size}) at least 2"
-            )
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UserError(f"recipe.lr must be a positive number, got {self.lr}")
+        require(self.epochs >= 1, f"recipe.epochs must be at least 1, got {self.epochs}")
+        require(self.batch_size >= 2, f"recipe.batch_size must be at least 2, got {self.batch_size}")
+        require(0 < self.lr < math.inf, f"recipe.lr must be a positive number, got {self.lr}")
+        require(0 <= self.weight_decay < math.inf, f"recipe.weight_decay must be at least 0, got {self.weight_decay}")
+        require(0 <= self.momentum < 1, f"recipe.momentum must be in [0, 1), got {self.momentum}")
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,7 @@ def override(instance: Any, changes: dict[str, str], what: str) -> tuple[Any, li
     problems: list[str] = []
     values: dict[str, Any] = {}
     known = {f.name: f for f in dataclasses.fields(instance)}
-    hints = _hints(type(instance))
+    hints = get_type_hints(type(instance))
     for key, text in changes.items():
         if key not in known:
             problems.append(str(UnknownName(f"{what} key", key, known)))
@@ -338,21 +340,8 @@ def override(instance: Any, changes: dict[str, str], what: str) -> tuple[Any, li
         return instance, [str(error)]
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(cls)
-
-
 def _parse(hint: Any, text: str) -> Any:
     adapter = TypeAdapter(hint)
-    try:
-        return adapter.validate_strings(text)
-    except ValidationError:
-        try:  # tuples and other containers are typed as JSON
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if isinstance(value, list | dict):
-            return adapter.validate_python(value)
-        raise
+    if get_origin(hint) is tuple:  # typed as 0.3,0.1 or as [0.3, 0.1]
+        return adapter.validate_python([part.strip() for part in text.strip("[]() ").split(",") if part.strip()])
+    return adapter.validate_strings(text)

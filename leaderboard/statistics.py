@@ -112,5 +112,5 @@ def sample_metrics(outcome: Outcome, weights: NDArray[np.float32], record: RunRe
     accuracies = resampled_accuracies(outcome, weights)
     samples = {"wga": np.nanmin(accuracies, axis=2)}
     for name, coefficients in linear_metrics(record).items():
-        samples[name] = np.nan_to_num(accuracies) @ coefficients
+        samples[name] = np.where(coefficients != 0, accuracies, 0) @ coefficients
     return samples

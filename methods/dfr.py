@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..benchmark.errors import require
 from ..benchmark.registry import method
 from ..benchmark.spec import Requires, derive_seed
 from ..benchmark.task import Predictor, Task
@@ -19,6 +20,10 @@ class Config:
     c_grid: tuple[float, ...] = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
     refits: int = 20
     n_min: int = 0
+
+    def __post_init__(self) -> None:
+        require(len(self.c_grid) > 0 and min(self.c_grid) > 0, f"dfr.c_grid needs positive values, got {self.c_grid}")
+        require(self.refits >= 1, f"dfr.refits must be at least 1, got {self.refits}")
 
 
 @method(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..benchmark.backbones import Backbone
 from ..benchmark.data import Batch
 from ..benchmark.engine import Objective
+from ..benchmark.errors import require
 from ..benchmark.registry import method
 from ..benchmark.spec import Requires
 from ..benchmark.task import Task
@@ -23,6 +24,10 @@ class Config:
     step_size: float = 0.01
     adjustment: float = 0.0
     absent: Literal["ignore", "renorm"] = "ignore"
+
+    def __post_init__(self) -> None:
+        require(self.step_size >= 0, f"groupdro.step_size must be at least 0, got {self.step_size}")
+        require(self.adjustment >= 0, f"groupdro.adjustment must be at least 0, got {self.adjustment}")
 
 
 @method(
@@ -45,7 +50,7 @@ class GroupDRO(Objective[Config]):
         self.group = torch.from_numpy(groups.index).to(task.device)
         sizes = torch.from_numpy(groups.counts()).to(task.device)
         self.shift = self.config.adjustment / sizes.clamp(min=1).float().sqrt()
-        self.q = torch.full((groups.num,), 1 / groups.num, device=task.device)
+        self.q = (sizes > 0).float() / (sizes > 0).sum()  # a group without images would only ever gain weight
 
     def loss(self, batch: Batch) -> Tensor:
         losses = F.cross_entropy(self.model(batch.x), batch.y, reduction="none")

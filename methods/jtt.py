@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..benchmark.data import Sampler, weighted
 from ..benchmark.engine import Objective
-from ..benchmark.errors import UserError
+from ..benchmark.errors import UserError, require
 from ..benchmark.registry import method
 from ..benchmark.spec import Recipe, Requires
 from ..benchmark.task import Predictor, Task
@@ -20,6 +20,10 @@ class Config:
 
     first_epochs: int = 1
     upweight: float = 50.0
+
+    def __post_init__(self) -> None:
+        require(self.first_epochs >= 1, f"jtt.first_epochs must be at least 1, got {self.first_epochs}")
+        require(self.upweight > 0, f"jtt.upweight must be positive, got {self.upweight}")
 
 
 @method(
@@ -42,8 +46,8 @@ class JTT:
 
     def fit(self, task: Task) -> Predictor:
         """Both runs."""
-        if not 1 <= self.config.first_epochs <= task.recipe.epochs:
-            raise UserError(f"jtt: first_epochs must be between 1 and the recipe's {task.recipe.epochs} epochs")
+        most = task.recipe.epochs
+        require(self.config.first_epochs <= most, f"jtt.first_epochs must be at most the recipe's {most} epochs")
         first = task.erm(epoch=self.config.first_epochs)
         errors = task.logits(first, "train").argmax(1).numpy() != task.y("train")
         return task.train(Upweighted(error_weights(errors, self.config.upweight)), stage="second")

@@ -76,11 +76,11 @@ class Result:
     err: str
 
 
-def start(home: Path, *arguments: object) -> "subprocess.Popen[str]":
+def start(home: Path, *arguments: object, **environment: str) -> "subprocess.Popen[str]":
     """Start the real program in a process group of its own."""
     return subprocess.Popen(
         [str(PROGRAM), *map(str, arguments)],
-        env={**os.environ, "WORSTGROUP_HOME": str(home), "NO_COLOR": "1"},
+        env={**os.environ, "WORSTGROUP_HOME": str(home), "NO_COLOR": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,5 +14,7 @@ def balanced_subset(groups: Groups, rng: np.random.Generator, n_min: int = 0) ->
     counts = groups.counts()
     eligible = counts[counts > n_min]
     size = int(eligible.min() if len(eligible) else counts[counts > 0].min())
-    drawn = [rng.permutation(np.flatnonzero(groups.index == g))[:size] for g in range(groups.num) if counts[g] > 0]
+    present, first = np.unique(groups.index, return_index=True)
+    order = present[first.argsort()]  # by first appearance: the draw does not depend on how groups are numbered
+    drawn = [rng.permutation(np.flatnonzero(groups.index == g))[:size] for g in order]
     return np.sort(np.concatenate(drawn))

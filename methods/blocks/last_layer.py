@@ -21,8 +21,8 @@ class Scaler:
     @classmethod
     def fit(cls, features: Matrix) -> "Scaler":
         """Mean and standard deviation of each feature; a constant feature gets scale 1."""
-        scale = features.std(0)
-        return cls(features.mean(0), np.where(scale > 0, scale, 1).astype(np.float32))
+        varies = np.ptp(features, axis=0) > 0  # the deviation of a constant is not exactly 0 in float32
+        return cls(features.mean(0), np.where(varies, features.std(0), 1).astype(np.float32))
 
     def __call__(self, features: Matrix) -> Matrix:
         """Standardised features (n, d)."""
