@@ -11,11 +11,11 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import CorruptFile
 from .home import write_bytes
@@ -34,7 +34,7 @@ def _name(value: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**40)]
 
 
 class _Part(BaseModel):
@@ -132,6 +132,15 @@ class RunRecord(_Part):
     env: dict[str, Any] = {}
     predictions: PredictionFile | None = None
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        """A finished record lacks no part."""
+        if self.status == "finished":
+            for part in ("selection", "labels", "groups", "metrics", "val_metrics", "ci", "cost", "predictions"):
+                if not getattr(self, part):
+                    raise ValueError(f"{part}: missing in a finished record")
+        return self
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(K, S_1 .. S_k)."""
@@ -217,8 +226,9 @@ def read(path: Path) -> RunRecord:
         return RunRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise CorruptFile(f"{path}: {field}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
+        raise CorruptFile(f"{path}: {field + ': ' if field else ''}{problem}") from error
     except OSError as error:
         raise CorruptFile(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -233,10 +243,13 @@ def read_predictions(path: Path, record: RunRecord) -> Arrays:
     if record.predictions is None or hashlib.sha256(content).hexdigest() != record.predictions.sha256:
         raise CorruptFile(f"{file}: predictions.sha256: the file is not the one that the record was written with")
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise CorruptFile(f"{file}: cannot be read: {error}") from error
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {
+                name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                for name in archive.namelist()
+            }
+    except Exception as error:  # zip, zlib and NumPy raise a dozen types for forged content
+        raise CorruptFile(f"{file}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def find(folder: Path) -> Iterator[Path]:

@@ -78,7 +78,10 @@ def collect(paths: Iterable[Path]) -> list[tuple[Path, RunRecord]]:
 def build(found: Sequence[tuple[Path, RunRecord]]) -> list[Table]:
     """Tables of all blocks, in a fixed order: a pure function of the records and their predictions."""
     blocks: dict[tuple[str, ...], list[tuple[Path, RunRecord]]] = defaultdict(list)
-    for path, record in found:
+    once = {
+        record.identity_hash(): (path, record) for path, record in sorted(found, reverse=True)
+    }  # a copied record counts once
+    for path, record in sorted(once.values(), key=lambda item: item[1].run):
         recipe = json.dumps(record.recipe, sort_keys=True)
         blocks[record.protocol, record.dataset, record.fingerprint, record.backbone, record.weights, recipe].append(
             (path, record)
@@ -95,7 +98,10 @@ def _cells(block: Cell) -> list[Cell]:
     for path, record in block:
         config = json.dumps(record.config, sort_keys=True)
         versions[record.label, record.budget, config][record.code].append((path, record))
-    newest = [max(codes.values(), key=lambda cell: max(r.created for _, r in cell)) for codes in versions.values()]
+    newest = [
+        max(versions[key].values(), key=lambda cell: max((r.created, r.code) for _, r in cell))
+        for key in sorted(versions)
+    ]
     return [sorted(cell, key=lambda item: item[1].seed) for cell in newest]
 
 

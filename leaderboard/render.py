@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import rich.box
 import rich.table
+from rich.cells import cell_len
 from rich.markup import escape
 from tabulate import tabulate
 
@@ -123,8 +124,8 @@ def to_terminal(tables: Iterable[Table], width: int) -> list[rich.table.Table]:
         parts = _fit(cells, width)
         for i, headings in enumerate(parts):
             target = rich.table.Table(
-                title=escape(title(table)) if i == 0 else None,
-                caption=escape(subtitle(table)) if i == len(parts) - 1 else None,
+                title=escape(_plain(title(table))) if i == 0 else None,
+                caption=escape(_plain(subtitle(table))) if i == len(parts) - 1 else None,
                 header_style="bold",
                 box=rich.box.SIMPLE_HEAD,
                 title_justify="left",
@@ -134,14 +135,15 @@ def to_terminal(tables: Iterable[Table], width: int) -> list[rich.table.Table]:
             for j, heading in enumerate(headings):
                 target.add_column(heading, justify="left" if j < len(KEYS) else "right", no_wrap=True)
             for row in zip(*(cells[heading] for heading in headings), strict=True):
-                target.add_row(*(escape(cell) for cell in row))
+                target.add_row(*(escape(_plain(cell)) for cell in row))
             shown.append(target)
     return shown
 
 
 def _fit(cells: dict[str, list[str]], width: int) -> list[list[str]]:
     """Headings of each part, every part beginning with the keys, so that no part is wider than `width`."""
-    size = {heading: max(map(len, [heading, *values])) + 2 for heading, values in cells.items()}
+    between = 3  # padding and the box's divider
+    size = {heading: max(map(cell_len, [heading, *values])) + between for heading, values in cells.items()}
     room = width - sum(size[key] for key in KEYS)
     parts, used = [list(KEYS)], 0
     for heading in cells:
@@ -189,4 +191,9 @@ def _number(holder: object, name: str) -> str:
 
 def _markdown(text: str) -> str:
     """Escape what would break a table or become markup."""
-    return re.sub(r"([\\|`*<])", r"\\\1", text).replace("\n", " ")
+    return re.sub(r"([\\|`*<]|\](?=\())", r"\\\1", _plain(text))
+
+
+def _plain(text: str) -> str:
+    """Text from a record without control characters, which could rewrite a terminal or a table."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -9,10 +9,9 @@ import numpy as np
 
 from ..benchmark import metrics
 from ..benchmark import record as records
-from ..benchmark.annotations import Groups
 from ..benchmark.errors import CorruptFile, UserError
 from ..benchmark.record import Arrays, RunRecord
-from ..benchmark.selection import CRITERIA, Selector
+from ..benchmark.selection import CRITERIA, Criterion
 from ..benchmark.spec import RUNGS, Budget
 
 LEVELS = {
@@ -44,12 +43,14 @@ def verify(path: Path) -> Verdict:
             return Verdict(path, "failed", tuple(_identity(record)))
         arrays = records.read_predictions(path, record)
         has_labels = record.predictions is not None and record.predictions.has_labels
-        problems = [*_identity(record), *_ledger(record), *_metrics(record), *_predictions(record, arrays)]
-        if has_labels and not problems:
-            problems = [*_labels(record, arrays)]
+        problems = [*_groups(record), *_arrays(record, arrays)]
+        if not problems:
+            problems += [*_predictions(record, arrays), *(_labels(record, arrays) if has_labels else ())]
+            problems += [*_metrics(record), *_selection(record), *_ledger(record)]
+        problems += _identity(record)
     except (CorruptFile, UserError) as error:
         return Verdict(path, "none", (str(error),))
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except (ArithmeticError, KeyError, ValueError, IndexError, TypeError) as error:
         return Verdict(path, "none", (f"{path.name}: inconsistent: {type(error).__name__}: {error}",))
     return Verdict(path, "predictions" if has_labels else "metrics", tuple(problems))
 
@@ -81,12 +82,37 @@ def _ledger(record: RunRecord) -> Iterator[str]:
         yield f"labels.total_a: {used.total_a} does not agree with the columns it sums"
 
 
+def _groups(record: RunRecord) -> Iterator[str]:
+    """One row per (y, a) cell, in index order."""
+    cells = list(np.ndindex(*record.shape))
+    if len(record.groups) != len(cells):
+        yield f"groups: {len(record.groups)} groups, the classes and attributes make {len(cells)}"
+    for g, (row, (y, *a)) in enumerate(zip(record.groups, cells, strict=False)):
+        if (row.y, row.a) != (y, a):
+            yield f"groups.{g}: the record says y={row.y}, a={row.a}, its place is that of y={y}, a={a}"
+
+
+def _arrays(record: RunRecord, arrays: Arrays) -> Iterator[str]:
+    """Every array is there and has the length of its split."""
+    counts = record.counts()
+    labels = ("y", "a", "unit") if record.predictions and record.predictions.has_labels else ()
+    for name in ("val", "test"):
+        n = np.size(arrays.get(f"{name}_prediction", ()))
+        if not labels and n != counts[f"m_{name}"].sum():
+            yield f"groups: their m_{name} sum to {counts[f'm_{name}'].sum()}, there are {n} predictions"
+        wanted = {"prediction": (n,), "logits": (n, record.shape[0]), "index": (n,), "y": (n,), "unit": (n,)}
+        wanted["a"] = (n, len(record.attributes))
+        for part in ("prediction", "logits", "index", *labels):
+            array = arrays.get(f"{name}_{part}")
+            if array is None:
+                yield f"predictions: {name}_{part} is missing"
+            elif array.shape != wanted[part] or array.dtype.kind not in ("f" if part == "logits" else "i"):
+                yield f"predictions: {name}_{part} has shape {array.shape} and type {array.dtype}"
+
+
 def _metrics(record: RunRecord) -> Iterator[str]:
     """Metrics and interval from the group counts."""
     counts = record.counts()
-    if len(record.groups) != math.prod(record.shape):
-        yield f"groups: {len(record.groups)} groups, the classes and attributes make {math.prod(record.shape)}"
-        return
     for field, correct, total in (("metrics", "correct_test", "m_test"), ("val_metrics", "correct_val", "m_val")):
         expected = metrics.evaluate(
             counts[correct], counts[total], counts["n_train"], record.shape, record.spec_attributes()
@@ -108,50 +134,65 @@ def _differences(field: str, found: metrics.Values, expected: metrics.Values) ->
 
 
 def _predictions(record: RunRecord, arrays: Arrays) -> Iterator[str]:
-    """Predictions are the argmax of the logits, and as many as there are images."""
-    counts = record.counts()
+    """Predictions are the argmax of finite logits."""
     for name in ("val", "test"):
-        prediction, logits = arrays[f"{name}_prediction"], arrays[f"{name}_logits"]
-        if logits.shape != (int(counts[f"m_{name}"].sum()), len(record.classes)) or not np.isfinite(logits).all():
-            yield f"predictions: {name}_logits has shape {logits.shape} or holds values that are not finite"
-        elif not np.array_equal(logits.argmax(1), prediction):
+        logits = arrays[f"{name}_logits"]
+        if not np.isfinite(logits).all():
+            yield f"predictions: {name}_logits holds values that are not finite"
+        elif not np.array_equal(logits.argmax(1), arrays[f"{name}_prediction"]):
             yield f"predictions: {name}_prediction is not the argmax of {name}_logits"
 
 
 def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
-    """Labels by their hash, group counts, and the selected epoch's score, all from the predictions."""
-    counts, groups = record.counts(), {}
+    """Labels by their hash, group counts from predictions and labels."""
+    counts = record.counts()
     for name in ("val", "test"):
         y, a = arrays[f"{name}_y"].astype(np.int64), arrays[f"{name}_a"].astype(np.int64)
-        if record.predictions is None or records.labels_hash(y, a) != record.predictions.labels_sha256[name]:
+        if record.predictions is None or records.labels_hash(y, a) != record.predictions.labels_sha256.get(name):
             yield f"predictions.labels_sha256.{name}: the labels are not those the record was written with"
             continue
-        groups[name] = metrics.group_index(y, a, record.shape)
-        correct, total = metrics.group_counts(arrays[f"{name}_prediction"] == y, groups[name], len(record.groups))
+        group = metrics.group_index(y, a, record.shape)
+        correct, total = metrics.group_counts(arrays[f"{name}_prediction"] == y, group, len(record.groups))
         for field, expected in ((f"correct_{name}", correct), (f"m_{name}", total)):
             for g in np.flatnonzero(counts[field] != expected):
                 yield f"groups.{g}.{field}: the record says {counts[field][g]}, the predictions give {expected[g]}"
-    yield from _selection(record, arrays)
 
 
-def _selection(record: RunRecord, arrays: Arrays) -> Iterator[str]:
-    """An epoch chosen on all of validation must score what the record says."""
-    chosen = record.selection
-    if chosen is None or chosen.step is None or chosen.criterion not in CRITERIA:
+def _selection(record: RunRecord) -> Iterator[str]:
+    """The rung's rule was used, and an epoch chosen by it is the first best of the history."""
+    chosen, budget = record.selection, Budget.parse(record.budget)
+    if chosen is None or chosen.criterion != budget.grant.criterion:
+        found = chosen and chosen.criterion
+        yield f"selection.criterion: {found} is not {budget.grant.criterion}, the rule of budget {budget}"
         return
-    correct = record.counts()["correct_val"].tolist()
-    if chosen.step > len(record.history) or record.history[chosen.step - 1].correct_val != correct:
-        yield f"history.{chosen.step - 1}.correct_val: not the counts of the selected model, {correct}"
+    if chosen.step is None:
+        return
+    if not record.history:
+        yield f"history: empty, though selection.step is {chosen.step}"
+        return
+    if not 1 <= chosen.step <= len(record.history):
+        yield f"selection.step: {chosen.step} is not among the {len(record.history)} epochs of history"
+        return
+    counts = record.counts()
+    if record.history[chosen.step - 1].correct_val != counts["correct_val"].tolist():
+        yield f"history.{chosen.step - 1}.correct_val: not the counts of the selected model"
     criterion = CRITERIA[chosen.criterion]
-    granted = Budget.parse(record.budget).attributes
-    columns = [j for j, attribute in enumerate(record.attributes) if not granted or attribute.name in granted]
-    y = arrays["val_y"].astype(np.int64)
-    shape = (record.shape[0], *(record.shape[1 + j] for j in columns))
-    index = metrics.group_index(y, arrays["val_a"].astype(np.int64)[:, columns], shape) if criterion.needs_groups else y
-    groups = Groups(index, math.prod(shape) if criterion.needs_groups else record.shape[0])
-    value = Selector(criterion, y, groups)(arrays["val_prediction"])[0]
-    if chosen.value is None or not math.isclose(value, chosen.value, abs_tol=1e-9):
-        yield f"selection.value: the record says {chosen.value}, {chosen.criterion} gives {value}"
+    total = _pooled(record, counts["m_val"], budget, criterion)
+    history = [_pooled(record, np.array(epoch.correct_val), budget, criterion) for epoch in record.history]
+    scores = [criterion.score(correct, total) for correct in history]
+    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+    if best + 1 != chosen.step:
+        yield f"selection.step: the record says {chosen.step}, {chosen.criterion} chooses {best + 1} from the history"
+    if chosen.value is None or not math.isclose(scores[chosen.step - 1][0], chosen.value, abs_tol=1e-9):
+        yield f"selection.value: the record says {chosen.value}, the history gives {scores[chosen.step - 1][0]}"
+
+
+def _pooled(record: RunRecord, counts: metrics.Counts, budget: Budget, criterion: Criterion) -> metrics.Counts:
+    """Counts of the cells that a criterion sees: those of the granted attributes, or the classes."""
+    granted = [not budget.attributes or attribute.name in budget.attributes for attribute in record.attributes]
+    hidden = tuple(1 + j for j, seen in enumerate(granted) if not (seen and criterion.needs_groups))
+    pooled: metrics.Counts = counts.reshape(record.shape).sum(axis=hidden).ravel()
+    return pooled
 
 
 def verify_all(target: Path) -> list[Verdict]:

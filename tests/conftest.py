@@ -2,10 +2,16 @@
 
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from helpers import Call
 
 METHODS = ("erm", "groupdro", "dfr")
 SEEDS = (0, 1)
@@ -64,3 +70,25 @@ def pick(runs: Path) -> Callable[[str], Path]:
         return found
 
     return path
+
+
+@pytest.fixture
+def call(tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator["Call"]:
+    """The program's `main` in this process, with the dataset `tiny` registered: `call("ls", "methods")`."""
+    from helpers import Result
+    from worstgroup import cli
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["worstgroup", *map(str, arguments)])
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        assert isinstance(code, int)
+        return Result(code, captured.out, captured.err)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, handler)

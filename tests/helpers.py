@@ -92,3 +92,7 @@ def finish(process: "subprocess.Popen[str]", timeout: float = 120) -> Result:
     """Wait for a started program."""
     out, err = process.communicate(timeout=timeout)
     return Result(process.returncode, out, err)
+
+
+Call = Callable[..., Result]
+"""The fixture `call`: runs the program's `main` in this process."""

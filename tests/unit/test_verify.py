@@ -108,7 +108,6 @@ EDITS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "class of a group": ("groupdro", put("groups.0.y", 1), "groups.0"),
     "attributes of a group": ("groupdro", put("groups.0.a", [1, 1]), "groups.0"),
     "interval": ("groupdro", put("ci.wga.1", 1.0), "ci.wga"),
-    "interval left out": ("groupdro", lambda content: content["ci"].clear(), "ci.wga"),
     "labels in all": ("groupdro", put("labels.total_a", 0), "labels.total_a"),
     "more labels than granted": ("erm", put("labels.n_train_a", 5), "labels.n_train_a"),
     "labels on a rung without": ("erm", put("labels.n_val_a_select", 2), "labels.n_val_a_select"),
