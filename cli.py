@@ -17,6 +17,7 @@ from .benchmark.errors import UserError
 
 if TYPE_CHECKING:
     from .benchmark.planning import Plan, Request
+    from .leaderboard.aggregate import Table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,7 +83,7 @@ def run(
     plugin: Annotated[
         list[Path], typer.Option(help="A Python file that registers methods, datasets or backbones.")
     ] = [],  # noqa: B006
-    jobs: Annotated[int, typer.Option(min=0, help="Worker processes. 0: one per core, or 1 where there is a GPU.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Worker processes. 0: 1 on a GPU, else one per core up to 4.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: only this part of the runs.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
@@ -149,9 +150,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _default_jobs() -> int:
+    """One run at a time on a GPU; on a CPU a few small processes beat one with all threads."""
     import torch
 
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
 
 
 def _print_plan(plan: "Plan") -> None:
@@ -168,15 +170,21 @@ def _print_plan(plan: "Plan") -> None:
 def _print_board(plan: "Plan") -> None:
     from .benchmark.home import runs_home
     from .benchmark.record import record_path
-    from .leaderboard import aggregate, render
+    from .leaderboard import aggregate
 
     paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
-    _print_tables(
-        render.to_terminal(aggregate.build(aggregate.collect(path for path in paths if path.exists())), out.width)
-    )
+    _print_leaderboard(aggregate.build(aggregate.collect(path for path in paths if path.exists())))
     for planned in plan.runs:
         if planned.spec is None:
             out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_leaderboard(tables: "list[Table]") -> None:
+    from .leaderboard import render
+
+    _print_tables(render.to_terminal(tables, out.width))
+    if tables:
+        out.print(render.LEGEND, style="dim", markup=False, highlight=False)
 
 
 def _print_tables(tables: list[Any]) -> None:
@@ -224,7 +232,7 @@ def board(
         raise UserError(f"{path}: there is no such folder")
     tables = aggregate.build(aggregate.collect(record.find(folder)))
     if format_ is Format.table:
-        _print_tables(render.to_terminal(tables, out.width))
+        _print_leaderboard(tables)
         if not tables:
             out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", soft_wrap=True)
     else:

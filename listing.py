@@ -23,7 +23,10 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
         rows = [(name, METHODS[name].requires.native, METHODS[name].summary) for name in METHODS]
         return _table(("method", "native budget", "what it does"), rows)
     if kind == "sources":
-        return _table(("source", "what it does"), [(name, SOURCES[name].summary) for name in SOURCES])
+        built_in = [("", "none named: the true groups, within the budget"), ("@class", "classes in place of groups")]
+        return _table(
+            ("source", "what groups are"), [*built_in, *((f"+{name}", SOURCES[name].summary) for name in SOURCES)]
+        )
     if kind == "datasets":
         cards = [card for name in DATASETS for card in DATASETS[name].cards.values()]
         shown = [

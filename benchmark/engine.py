@@ -123,7 +123,7 @@ class Trajectory:
 class Training:
     """Everything a training needs beside its objective: data, recipe, seeds, clock, places, progress.
 
-    `selector` picks the epoch (None keeps the last); `keep` is a folder that receives the weights after every epoch.
+    `selector` picks the epoch (None keeps the last); `keep` is called with (epoch, model) after every epoch.
     """
 
     train: Pixels
@@ -145,29 +145,28 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
     Raises `NonFiniteLoss` at the first step whose loss is NaN or infinite.
     """
     recipe, clock = training.recipe, training.clock
-    networks = nn.ModuleDict(objective.networks())
+    players = _Players(objective, nn.ModuleDict(objective.networks()), objective.optimizers(recipe))
     if recipe.channels_last:
-        networks.to(memory_format=torch.channels_last)
-    optimizers = objective.optimizers(recipe)
-    base_lr = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
+        players.networks.to(memory_format=torch.channels_last)
+    base_lr = [group["lr"] for group in players.parameter_groups()]
     if recipe.compile:
         trunk = model.trunk  # its forward alone: the hook that counts passes stays outside, the state keeps its names
         setattr(trunk, "forward", torch.compile(trunk.forward))  # noqa: B010
 
     with clock.stage(training.stage) as cost:
-        trajectory, best = _restore(training, networks, optimizers, objective, cost)
+        trajectory, best = _restore(training, players, cost)
         for epoch in range(len(trajectory.epochs) + 1, training.epochs + 1):
             seeds = [derive_seed(*training.seed, purpose, epoch) for purpose in ("order", "augment", "forward")]
             order, images = (torch.Generator().manual_seed(seed) for seed in seeds[:2])
             torch.manual_seed(seeds[2])
             batches = sampler(order)
             transform = augment(recipe.augment, images)
-            networks.train()
+            players.networks.train()
             losses: list[Tensor] = []
             for i, index in enumerate(batches):
-                _set_lr(optimizers, base_lr, recipe, (epoch - 1 + i / len(batches)) / training.epochs)
+                _set_lr(players, base_lr, recipe, (epoch - 1 + i / len(batches)) / training.epochs)
                 with autocast(recipe, training.train.device):
-                    losses.append(objective.step(training.train.batch(index, transform), optimizers))
+                    losses.append(objective.step(training.train.batch(index, transform), players.optimizers))
                 if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):
                     _check_finite(losses, training.stage, epoch)
             cost.n_updates += len(losses)
@@ -178,7 +177,7 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
                 best = _select(trajectory, training.selector, model, best)
                 if training.keep is not None:
                     training.keep(epoch, model)
-                _save(training, trajectory, best, networks, optimizers, objective, billed)
+                _save(training, players, trajectory, best, billed)
                 training.progress(training.stage, epoch, training.epochs)
     model.load_state_dict(best)
     return trajectory
@@ -189,13 +188,10 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
 
 
-def _set_lr(optimizers: dict[str, Optimizer], base: dict[str, list[float]], recipe: Recipe, progress: float) -> None:
-    if recipe.schedule == "constant":
-        return
-    factor = 0.5 * (1 + math.cos(math.pi * progress))
-    for name, optimizer in optimizers.items():
-        for group, lr in zip(optimizer.param_groups, base[name], strict=True):
-            group["lr"] = lr * factor
+def _set_lr(players: "_Players", base: list[float], recipe: Recipe, progress: float) -> None:
+    if recipe.schedule == "cosine":
+        for group, lr in zip(players.parameter_groups(), base, strict=True):
+            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _check_finite(losses: list[Tensor], stage: str, epoch: int) -> None:
@@ -230,20 +226,40 @@ def _select(
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
+@dataclass(frozen=True, eq=False)
+class _Players:
+    """All that training changes: networks, their optimisers, and the objective's own state."""
+
+    objective: Objective[Any]
+    networks: nn.ModuleDict
+    optimizers: dict[str, Optimizer]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of all optimisers, in a fixed order."""
+        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Full state as plain tensors and numbers."""
+        return {
+            "networks": self.networks.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "objective": self.objective.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the full state back."""
+        self.networks.load_state_dict(state["networks"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.objective.load_state_dict(state["objective"])
+
+
 def _save(
-    training: Training,
-    trajectory: Trajectory,
-    best: dict[str, Tensor],
-    networks: nn.Module,
-    optimizers: dict[str, Optimizer],
-    objective: Objective[Any],
-    billed: dict[str, Any],
+    training: Training, players: _Players, trajectory: Trajectory, best: dict[str, Tensor], billed: dict[str, Any]
 ) -> None:
     """Write the full state, whole or not at all."""
     state = {
-        "networks": networks.state_dict(),
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-        "objective": objective.state_dict(),
+        **players.state_dict(),
         "best": best,
         "step": trajectory.step,
         "score": trajectory.score,
@@ -256,21 +272,12 @@ def _save(
     write_bytes(training.state, buffer.getbuffer())
 
 
-def _restore(
-    training: Training,
-    networks: nn.Module,
-    optimizers: dict[str, Optimizer],
-    objective: Objective[Any],
-    cost: StageCost,
-) -> tuple[Trajectory, dict[str, Tensor]]:
+def _restore(training: Training, players: _Players, cost: StageCost) -> tuple[Trajectory, dict[str, Tensor]]:
     """Go on from the last full-state checkpoint, if there is one."""
     state = load_state(training.state)
     if state is None:
         return Trajectory(), {}
-    networks.load_state_dict(state["networks"])
-    for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][name])
-    objective.load_state_dict(state["objective"])
+    players.load_state_dict(state)
     cost.add(StageCost(**state["cost"]))
     epochs = [
         Epoch(train, val, predictions.numpy())

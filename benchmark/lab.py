@@ -3,6 +3,7 @@
 Methods never see it; they get a `Task`, which hands on what is theirs to have.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +92,9 @@ class Lab:
     def erm(self) -> Artifact:
         """The block's ERM: weights and validation predictions after every epoch, trained once for all methods."""
 
-        def make(folder: Path) -> StageCost:
-            work = work_folder(self.block.key)
+        work = work_folder(self.block.key)
 
+        def make(folder: Path) -> StageCost:
             def keep(epoch: int, model: nn.Module) -> None:
                 work.mkdir(parents=True, exist_ok=True)
                 save_tensors(work / f"{_epoch(epoch)}.safetensors", model.state_dict())
@@ -103,14 +104,15 @@ class Lab:
             sampler = random_order(len(self.pixels("train")), self.recipe)
             training = self.training("erm", work / "erm.pt", keep=keep)
             trajectory = engine.fit(objective, objective.model, sampler, training)
-            for file in work.glob("epoch_*.safetensors"):
-                file.replace(folder / file.name)
+            for file in work.glob("epoch_*.safetensors"):  # copied: a kill before the artifact is whole loses nothing
+                shutil.copyfile(file, folder / file.name)
             np.save(folder / "losses.npy", [(epoch.train_loss, epoch.val_loss) for epoch in trajectory.epochs])
             np.save(folder / "predictions.npy", np.stack([epoch.predictions for epoch in trajectory.epochs]))
-            (work / "erm.pt").unlink(missing_ok=True)
             return self.clock.stages.pop("erm")
 
-        return artifact("erm", {"block": self.block.key, "code": engine_fingerprint()}, make)
+        made = artifact("erm", {"block": self.block.key, "code": engine_fingerprint()}, make)
+        shutil.rmtree(work, ignore_errors=True)
+        return made
 
     def erm_checkpoint(self, erm: Artifact, epoch: int, billed: int = 0) -> Checkpoint:
         """The shared ERM after an epoch (1-based); bills the training up to it, or up to epoch `billed`."""

@@ -7,6 +7,7 @@ same numbers everywhere.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,7 @@ class Outcome:
         return Outcome(tuple(seeds), self.correct[[self.seeds.index(seed) for seed in seeds]], self.total)
 
 
+@lru_cache(maxsize=1)
 def unit_weights(units: int) -> NDArray[np.float32]:
     """Multinomial resampling weights (DRAWS, units) of the test units, the same in every call."""
     rng = np.random.Generator(np.random.PCG64(derive_seed("bootstrap", "units", units)))

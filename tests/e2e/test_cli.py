@@ -2,20 +2,24 @@
 
 import csv
 import io
+import itertools
 import json
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Call, Result, edit, put
+from helpers import Call, Result, edit, prediction_files, put
 from worstgroup import cli
 from worstgroup.benchmark.home import TEMPORARY
 from worstgroup.benchmark.record import find, predictions_path, read
 from worstgroup.benchmark.registry import BACKBONES, DATASETS, METHODS
 from worstgroup.benchmark.spec import RUNGS
+from worstgroup.console import RunReporter
 
 RUN = ("run", "--dataset", "tiny", "--method", "erm,groupdro,dfr", "--seeds", "0,1")
 
@@ -120,6 +124,31 @@ def test_quiet_prints_only_the_table(call: Call) -> None:
     assert "tiny · tiny_cnn" in done.out
 
 
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_ctrl_c_says_how_to_go_on(
+    call: Call, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """Epochs 1 and 2 are ERM's, 3 is GroupDRO's first."""
+    assert call(*RUN, "--jobs", "1").code == 0
+    undisturbed = prediction_files(home / "runs")
+    monkeypatch.setenv("WORSTGROUP_HOME", str(tmp_path / "second"))
+    epochs = itertools.count(1)
+
+    def interrupt(self: RunReporter, *_: object) -> None:
+        if next(epochs) == epoch:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunReporter, "progress", interrupt)
+        done = call(*RUN, "--jobs", "1")
+    assert done.code == 130
+    assert "Traceback" not in done.err
+    assert "the same command goes on where this one stopped" in done.err
+    assert len(prediction_files(tmp_path / "second/runs")) < 6
+    assert call(*RUN, "--jobs", "1").code == 0
+    assert prediction_files(tmp_path / "second/runs") == undisturbed
+
+
 def test_settings_reach_the_runs_they_name(call: Call, home: Path) -> None:
     settings = ("--set", "groupdro.step_size=0.2", "--set", "recipe.lr=0.003")
     assert call(*RUN[:-1], "4", *settings, "--jobs", "1").code == 0
@@ -130,9 +159,8 @@ def test_settings_reach_the_runs_they_name(call: Call, home: Path) -> None:
 
 
 def test_a_budget_that_a_method_cannot_run_on_is_shown_with_its_reason(call: Call) -> None:
-    done = call(
-        "run", "--dataset", "tiny", "--method", "erm,groupdro", "--budget", "val", "--seeds", "0", "--jobs", "1"
-    )
+    rung = ("run", "--dataset", "tiny", "--budget", "val", "--method")
+    done = call(*rung, "erm,groupdro", "--seeds", "0", "--jobs", "1")
     assert done.code == 0
     assert "n/a: groupdro on tiny · val: needs train+val" in done.out
     assert re.search(r"^ *erm +val \(carried\)", done.out, re.MULTILINE)

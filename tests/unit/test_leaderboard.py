@@ -1,12 +1,14 @@
 """Tables: the same records give the same bytes, and every cell says what it knows."""
 
+import copy
 import csv
 import hashlib
 import io
+import json
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from rich.console import Console
 from worstgroup.benchmark import metrics
 from worstgroup.benchmark.errors import CorruptFile
 from worstgroup.benchmark.record import find, pack, predictions_path, read, read_predictions
+from worstgroup.leaderboard import statistics
 from worstgroup.leaderboard.aggregate import Difference, Row, Table, build, collect
 from worstgroup.leaderboard.render import LEGEND, to_csv, to_markdown, to_terminal
 from worstgroup.leaderboard.verify import verify
@@ -476,3 +479,35 @@ def test_damaged_predictions_are_named(runs: Path, pick: Pick) -> None:
     predictions_path(pick("dfr")).write_bytes(b"")
     with pytest.raises(CorruptFile, match=re.escape(predictions_path(pick("dfr")).name)):
         tables(runs)
+
+
+def places(value: object, place: str = "") -> Iterator[str]:
+    """Dotted places of everything in a JSON value."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            inner = f"{place}.{key}" if place else str(key)
+            yield inner
+            yield from places(item, inner)
+
+
+@pytest.mark.parametrize("value", [None, -1, 10**30, "x", [], {"a": 1}], ids=repr)
+def test_a_forged_record_is_shown_or_refused_by_its_name(
+    pick: Pick, monkeypatch: pytest.MonkeyPatch, value: object
+) -> None:
+    monkeypatch.setattr(statistics, "DRAWS", 4)
+    path = pick("groupdro")
+    original = json.loads(path.read_text())
+    wrong = []
+    for place in places(original):
+        if re.match(r"history|groups\.[1-7]|val_metrics|env\.versions|cost\.(stages|shared)", place):
+            continue  # the board does not read them, or reads them as it does their neighbours
+        content = copy.deepcopy(original)
+        put(place, value)(content)
+        path.write_text(json.dumps(content))
+        try:
+            to_markdown(build(collect([pick("erm"), path])))
+        except CorruptFile as error:
+            assert str(path) in str(error)
+        except Exception as error:
+            wrong.append(f"{place}: {type(error).__name__}: {error}")
+    assert wrong == []
