@@ -6,6 +6,8 @@ Heavy modules are imported inside the commands that need them, so that `--help` 
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,7 +52,7 @@ class Format(StrEnum):
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2, an interrupt says how to go on."""
+    """Entry point: a user's mistake is one message and exit code 2."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
@@ -58,9 +60,6 @@ def main() -> None:
         for line in str(error).splitlines():
             err.print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted. Finished runs are kept; the same command goes on where this one stopped.")
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -84,6 +83,7 @@ def run(
         list[Path], typer.Option(help="A Python file that registers methods, datasets or backbones.")
     ] = [],  # noqa: B006
     jobs: Annotated[int, typer.Option(min=0, help="Worker processes. 0: 1 on a GPU, else one per core up to 4.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of a run. 0: cores over default workers.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: only this part of the runs.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
@@ -102,13 +102,26 @@ def run(
     if dry_run:
         _print_plan(made)
         return
-    with RunReporter(err, quiet) as reporter:
-        records = executors.run_plan(made, reporter, jobs=jobs or _default_jobs(), plugins=plugin)
+    with _interruptible(), RunReporter(err, quiet) as reporter:
+        workers = jobs or _default_jobs()
+        threads = threads or _cores() // _default_jobs()
+        records = executors.run_plan(made, reporter, jobs=workers, threads=threads, plugins=plugin)
     _print_board(made)
     failed = sum(record.status == "failed" for record in records)
     if failed:
         err.print(f"{failed} of {len(records)} runs failed; the same command tries them again.", style="red")
         raise typer.Exit(1)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        err.print(
+            "interrupted. Finished runs are kept; the same command goes on where this one stopped.", soft_wrap=True
+        )
+        raise typer.Exit(130) from interrupt
 
 
 def _requests(
@@ -153,7 +166,11 @@ def _default_jobs() -> int:
     """One run at a time on a GPU; on a CPU a few small processes beat one with all threads."""
     import torch
 
-    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+    return 1 if torch.cuda.is_available() else min(4, _cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _print_plan(plan: "Plan") -> None:

@@ -116,6 +116,22 @@ def build_backbone(
     return built
 
 
+def check_backbone(name: str, card: Card, weights: str) -> None:
+    """Raise what `build_backbone` would for this dataset, without fetching anything or touching any generator."""
+    height, width, channels = card.image
+    official = weights in BACKBONES[name.partition(":")[0]].weights and weights not in ("none", FILE)
+    if official and channels != 3:
+        raise UserError(f"{name}: weights {weights!r} are for images with 3 channels, these have {channels}")
+    with torch.random.fork_rng(devices=[]):
+        build_backbone(
+            name,
+            num_classes=len(card.classes),
+            in_channels=channels,
+            image=(height, width),
+            weights="none" if official else weights,
+        )
+
+
 def normalization(model: Backbone, card: Card) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixels in [0, 1]: the backbone's if it has them, else the card's."""
     if model.mean is not None and model.std is not None:

@@ -1,13 +1,15 @@
 """Running a plan: one after another in this process, or several worker processes on this machine."""
 
-import os
 import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
+
+import torch
 
 from .errors import UserError
 from .planning import Plan
@@ -34,11 +36,15 @@ class Reporter(Protocol):
         """A run ended, finished or failed."""
 
 
-def run_plan(plan: Plan, reporter: Reporter, *, jobs: int = 1, plugins: Sequence[Path] = ()) -> list[RunRecord]:
+def run_plan(
+    plan: Plan, reporter: Reporter, *, jobs: int = 1, threads: int = 1, plugins: Sequence[Path] = ()
+) -> list[RunRecord]:
     """Run what is missing and return the records of all runs of the plan, in its order.
 
-    Workers share the machine's cores evenly. An interrupt ends the workers at once; finished runs are kept.
+    Every run computes on `threads` CPU threads whatever `jobs` is, since sums differ in their last bits with the
+    number of threads. An interrupt ends the workers at once; finished runs are kept.
     """
+    torch.set_num_threads(threads)
     specs = [planned.spec for planned in plan.runs if planned.spec is not None]
     records = {spec.hash: record for spec in specs if (record := finished(spec)) is not None}
     missing = [spec for spec in specs if spec.hash not in records]
@@ -50,7 +56,8 @@ def run_plan(plan: Plan, reporter: Reporter, *, jobs: int = 1, plugins: Sequence
             records[spec.hash] = run_spec(spec, plan.stores[spec.block.dataset], reporter.progress)
             reporter.end(spec, records[spec.hash], time.perf_counter() - start)
     else:
-        records |= _run_parallel(missing, plan, reporter, min(jobs, len(missing)), plugins)
+        pool = _pool(min(jobs, len(missing)), threads, plugins)
+        records |= _run_parallel(missing, plan, reporter, pool)
     return [records[spec.hash] for spec in specs]
 
 
@@ -64,13 +71,15 @@ def shard(plan: Plan, text: str) -> Plan:
     return Plan([planned for planned in plan.runs if planned.spec and planned.spec.block.key in mine], plan.stores)
 
 
-def _run_parallel(
-    missing: list[RunSpec], plan: Plan, reporter: Reporter, jobs: int, plugins: Sequence[Path]
-) -> dict[str, RunRecord]:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    records: dict[str, RunRecord] = {}
+def _pool(jobs: int, threads: int, plugins: Sequence[Path]) -> ProcessPoolExecutor:
     # spawn: a forked child would inherit torch's threads and locks in an undefined state
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _initialise, (threads, tuple(plugins)))
+    return ProcessPoolExecutor(jobs, get_context("spawn"), _initialise, (threads, tuple(plugins)))
+
+
+def _run_parallel(
+    missing: list[RunSpec], plan: Plan, reporter: Reporter, pool: ProcessPoolExecutor
+) -> dict[str, RunRecord]:
+    records: dict[str, RunRecord] = {}
     try:
         pending: dict[Future[tuple[RunRecord, float]], RunSpec] = {}
         for spec in missing:
@@ -81,6 +90,11 @@ def _run_parallel(
                 record, seconds = future.result()
                 records[spec.hash] = record
                 reporter.end(spec, record, seconds)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died, perhaps for lack of memory. Finished runs are kept; "
+            "go on with the same command and fewer --jobs."
+        ) from error
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()
@@ -93,8 +107,6 @@ def _run_parallel(
 def _initialise(threads: int, plugins: tuple[Path, ...]) -> None:
     """Set a worker up: the parent alone answers an interrupt."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
     torch.set_num_threads(threads)
     for plugin in plugins:
         load_plugin(plugin)

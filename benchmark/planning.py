@@ -3,14 +3,15 @@
 import hashlib
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .backbones import check_backbone
 from .errors import UnknownName, UserError
 from .fingerprint import code_fingerprint
 from .registry import BACKBONES, DATASETS, METHODS, PACKAGE, SOURCES, MethodEntry
@@ -18,6 +19,7 @@ from .spec import Block, Budget, Card, MethodName, Recipe, RunSpec, override
 from .store import Dataset, Store, open_store
 
 DEFAULT_SEEDS = (0, 1, 2)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -131,19 +133,16 @@ def make_dataset(name: str) -> tuple[Dataset, Card]:
 
 def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
     """Turn requests into runs; raises one `UserError` that lists everything wrong with them."""
-    requests = list(requests)
     problems: list[str] = []
-    runs: list[Planned] = []
-    stores: dict[str, Store] = {}
-    resolved = []
-    for request in requests:
-        try:
-            resolved.append((request, *_resolve(request, problems)))
-        except UserError as error:
-            problems.append(str(error))
+    resolved = [(request, _resolve(request, problems)) for request in requests]
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    for request, entry, name, card, recipe, config, budget in resolved:
+    runs: list[Planned] = []
+    stores: dict[str, Store] = {}
+    for request, cell in resolved:
+        if cell is None:
+            continue
+        entry, name, card, budget = cell.entry, cell.name, cell.card, cell.budget
         policy = entry.requires.resolve(budget, name.policy)
         if policy.tag == "n/a":
             runs.append(Planned(f"{request.method} on {card.name} · {budget}", reason=policy.reason))
@@ -157,7 +156,7 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
                 fingerprint=stores[card.name].fingerprint,
                 backbone=request.backbone or card.backbone,
                 weights=weights,
-                recipe=recipe,
+                recipe=cell.recipe,
                 seed=seed,
                 weights_file=file,
             )
@@ -166,7 +165,7 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
                 method=name.host,
                 source=name.source,
                 policy=policy.tag,
-                config=tuple(sorted(asdict(config).items())),
+                config=tuple(sorted(asdict(cell.config).items())),
                 budget=budget,
                 code=code_fingerprint(sys.modules[entry.cls.__module__]),
             )
@@ -174,27 +173,52 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
     return Plan(runs, stores)
 
 
-Resolved = tuple[MethodEntry, MethodName, Card, Recipe, Any, Budget]
+@dataclass(frozen=True)
+class _Cell:
+    """A request with everything looked up and every setting applied."""
+
+    entry: MethodEntry
+    name: MethodName
+    card: Card
+    budget: Budget
+    recipe: Recipe
+    config: Any
 
 
-def _resolve(request: Request, problems: list[str]) -> Resolved:
-    """Look all names of a request up and apply its settings, noting the problems."""
-    name = MethodName.parse(request.method)
-    entry = METHODS[name.host]
-    if name.source:
-        SOURCES[name.source]
-    card = find_card(request.dataset)[1]
-    BACKBONES[(request.backbone or card.backbone).partition(":")[0]]
-    budget = Budget.parse(request.budget or entry.requires.native)
-    budget.columns(card)
+def _resolve(request: Request, problems: list[str]) -> _Cell | None:
+    """Look all names of a request up and apply its settings; what is wrong is added to `problems`."""
+
+    def attempt(look: Callable[[], T]) -> T | None:
+        try:
+            return look()
+        except UserError as error:
+            problems.append(str(error))
+            return None
+
     if not request.seeds or min(request.seeds) < 0:
         problems.append(f"seeds must be whole numbers from 0, got {list(request.seeds)}")
-    recipe_changes, config_changes = _split_settings(request.settings, name.host)
-    recipe, found = override(card.recipe, recipe_changes, "recipe")
-    problems += found
-    config, found = override(entry.config(), config_changes, f"{name.host}")
-    problems += found
-    return entry, name, card, recipe, config, budget
+    name = attempt(lambda: MethodName.parse(request.method))
+    entry = attempt(lambda: METHODS[name.host]) if name else None
+    card = attempt(lambda: find_card(request.dataset)[1])
+    budget = attempt(lambda: Budget.parse(request.budget or (entry.requires.native if entry else "none")))
+    if name and name.source:
+        attempt(lambda: SOURCES[name.source])
+    if card and budget:
+        attempt(lambda: budget.columns(card))
+    family = request.backbone.partition(":")[0]
+    known = attempt(lambda: BACKBONES[family]) if family else True
+    if not (name and entry and card and budget and known):
+        return None
+    attempt(lambda: check_backbone(request.backbone or card.backbone, card, request.weights))
+    changes = attempt(lambda: _split_settings(request.settings, name.host))
+    if changes is None:
+        return None
+    recipe, found = override(card.recipe, changes[0], "recipe")
+    config, more = override(entry.config(), changes[1], name.host)
+    problems += [*found, *more]
+    if hasattr(config, "check"):
+        attempt(lambda: config.check(recipe))
+    return _Cell(entry, name, card, budget, recipe, config)
 
 
 def _split_settings(settings: dict[str, str], host: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -4,9 +4,11 @@ Records are written atomically and validated on every read. `created`, `env` and
 rest is a function of the run's identity.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterator
@@ -15,9 +17,9 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from .errors import CorruptFile
+from .errors import CorruptFile, UserError
 from .home import write_bytes
 from .metrics import Values
 from .spec import Attribute, Block, Budget, Recipe, RunSpec
@@ -32,8 +34,29 @@ def _name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+
+
+def _budget(value: str) -> str:
+    try:
+        Budget.parse(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def _recipe(value: dict[str, Any]) -> dict[str, Any]:
+    if set(value) != {field.name for field in dataclasses.fields(Recipe)}:
+        raise ValueError("does not have the fields of a recipe")
+    try:
+        TypeAdapter(Recipe).validate_python(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**40)]
 
 
@@ -90,6 +113,30 @@ class EpochRow(_Part):
     correct_val: list[Count]
 
 
+class Stage(_Part):
+    """Cost of a stage, or of several; the fields are those of `cost.StageCost`."""
+
+    wall_s: Amount
+    device_s: Amount
+    eval_s: Amount
+    n_fwd: Count
+    n_bwd: Count
+    n_fwd_nograd: Count
+    n_updates: Count
+    n_head_fits: Count
+    flops: Amount
+    peak_mem_mib: Amount
+
+
+class Cost(_Part):
+    """Own stages, shares of shared artifacts, and their sums: given the block's ERM checkpoint, and from scratch."""
+
+    stages: dict[str, Stage]
+    shared: dict[str, Stage]
+    marginal: Stage
+    scratch: Stage
+
+
 class PredictionFile(_Part):
     """The .npz beside the record: its SHA-256, and hashes of the labels that it may not carry."""
 
@@ -114,8 +161,8 @@ class RunRecord(_Part):
     source: Name
     policy: Literal["", "class", "carried"]
     config: dict[str, Any]
-    budget: Name
-    recipe: dict[str, Any]
+    budget: Annotated[Name, AfterValidator(_budget)]
+    recipe: Annotated[dict[str, Any], AfterValidator(_recipe)]
     seed: int
     code: Hash
     classes: list[str]
@@ -128,7 +175,7 @@ class RunRecord(_Part):
     metrics: Values = {}
     val_metrics: Values = {}
     ci: dict[Literal["wga"], tuple[Share, Share]] = {}
-    cost: dict[str, Any] = {}
+    cost: Cost | None = None
     env: dict[str, Any] = {}
     predictions: PredictionFile | None = None
 
@@ -139,6 +186,11 @@ class RunRecord(_Part):
             for part in ("selection", "labels", "groups", "metrics", "val_metrics", "ci", "cost", "predictions"):
                 if not getattr(self, part):
                     raise ValueError(f"{part}: missing in a finished record")
+            if len(self.groups) != math.prod(self.shape):
+                raise ValueError(f"groups: {len(self.groups)}, classes and attributes make {math.prod(self.shape)}")
+            for name, attribute in ((f"attributes.{j}.aligned", a) for j, a in enumerate(self.attributes)):
+                if len(attribute.aligned) != len(self.classes) or max(attribute.aligned) >= len(attribute.values):
+                    raise ValueError(f"{name}: does not give one of the values to every class")
         return self
 
     @property

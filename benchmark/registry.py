@@ -177,5 +177,5 @@ def load_plugin(path: Path) -> None:
         spec.loader.exec_module(module)
     except UserError as error:
         raise UserError(f"--plugin {path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--plugin {path}: {type(error).__name__}: {error}") from error

@@ -219,7 +219,7 @@ def _record(
         metrics=metrics.evaluate(*counts["test"], n_train, card.shape, card.attributes),
         val_metrics=metrics.evaluate(*counts["val"], n_train, card.shape, card.attributes),
         ci={"wga": metrics.wilson_interval(int(counts["test"][0][worst]), int(counts["test"][1][worst]))},
-        cost=CostReport.of(clock).to_dict(),
+        cost=record.Cost.model_validate(CostReport.of(clock).to_dict()),
         predictions=record.PredictionFile(
             sha256=hashlib.sha256(record.pack(arrays)).hexdigest(),
             labels_sha256={name: record.labels_hash(splits[name].y, splits[name].a) for name in ("val", "test")},

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..benchmark import record as records
+from ..benchmark.errors import CorruptFile
 from ..benchmark.record import Arrays, RunRecord
 from ..benchmark.spec import Budget
 from . import statistics
@@ -72,15 +73,19 @@ class Table:
 def collect(paths: Iterable[Path]) -> list[tuple[Path, RunRecord]]:
     """Read all finished records of the given files; raises `CorruptFile` for one that is wrong."""
     read = [(path, records.read(path)) for path in paths]
-    return [(path, record) for path, record in read if record.status == "finished"]
+    finished = [(path, record) for path, record in read if record.status == "finished"]
+    for path, record in finished:
+        for name in ("wga", *MEANS, *(f"gap_{attribute.name}" for attribute in record.attributes)):
+            if name not in record.metrics:
+                raise CorruptFile(f"{path}: metrics.{name}: missing")
+    return finished
 
 
 def build(found: Sequence[tuple[Path, RunRecord]]) -> list[Table]:
     """Tables of all blocks, in a fixed order: a pure function of the records and their predictions."""
     blocks: dict[tuple[str, ...], list[tuple[Path, RunRecord]]] = defaultdict(list)
-    once = {
-        record.identity_hash(): (path, record) for path, record in sorted(found, reverse=True)
-    }  # a copied record counts once
+    # a copied record counts once
+    once = {record.identity_hash(): (path, record) for path, record in sorted(found, reverse=True)}
     for path, record in sorted(once.values(), key=lambda item: item[1].run):
         recipe = json.dumps(record.recipe, sort_keys=True)
         blocks[record.protocol, record.dataset, record.fingerprint, record.backbone, record.weights, recipe].append(
@@ -227,13 +232,14 @@ def _cost_ratio(cell: Cell, erm: Cell) -> CostRatio | None:
     """Seconds on the device relative to ERM's, summed over common seeds; None across devices."""
     baseline = {record.seed: record for _, record in erm}
     pairs = [(record, baseline[record.seed]) for _, record in cell if record.seed in baseline]
-    if not pairs or any(a.env.get("device") != b.env.get("device") for a, b in pairs):
+    if any(a.env.get("device") != b.env.get("device") for a, b in pairs):
         return None
-    unit = sum(b.cost["scratch"]["device_s"] for _, b in pairs)
+    costs = [(a.cost, b.cost) for a, b in pairs if a.cost is not None and b.cost is not None]
+    unit = sum(erm.scratch.device_s for _, erm in costs)
     if unit <= 0:
         return None
     return CostRatio(
-        marginal=sum(a.cost["marginal"]["device_s"] for a, _ in pairs) / unit,
-        scratch=sum(a.cost["scratch"]["device_s"] for a, _ in pairs) / unit,
+        marginal=sum(own.marginal.device_s for own, _ in costs) / unit,
+        scratch=sum(own.scratch.device_s for own, _ in costs) / unit,
         same_session=all(a.env.get("session") == b.env.get("session") for a, b in pairs),
     )

@@ -84,10 +84,7 @@ def _ledger(record: RunRecord) -> Iterator[str]:
 
 def _groups(record: RunRecord) -> Iterator[str]:
     """One row per (y, a) cell, in index order."""
-    cells = list(np.ndindex(*record.shape))
-    if len(record.groups) != len(cells):
-        yield f"groups: {len(record.groups)} groups, the classes and attributes make {len(cells)}"
-    for g, (row, (y, *a)) in enumerate(zip(record.groups, cells, strict=False)):
+    for g, (row, (y, *a)) in enumerate(zip(record.groups, np.ndindex(*record.shape), strict=True)):
         if (row.y, row.a) != (y, a):
             yield f"groups.{g}: the record says y={row.y}, a={row.a}, its place is that of y={y}, a={a}"
 

@@ -25,6 +25,11 @@ class Config:
         require(self.first_epochs >= 1, f"jtt.first_epochs must be at least 1, got {self.first_epochs}")
         require(self.upweight > 0, f"jtt.upweight must be positive, got {self.upweight}")
 
+    def check(self, recipe: Recipe) -> None:
+        """Raise `UserError` unless the first run fits into the recipe."""
+        most = recipe.epochs
+        require(self.first_epochs <= most, f"jtt.first_epochs must be at most the recipe's {most} epochs")
+
 
 @method(
     "jtt",
@@ -46,8 +51,6 @@ class JTT:
 
     def fit(self, task: Task) -> Predictor:
         """Both runs."""
-        most = task.recipe.epochs
-        require(self.config.first_epochs <= most, f"jtt.first_epochs must be at most the recipe's {most} epochs")
         first = task.erm(epoch=self.config.first_epochs)
         errors = task.logits(first, "train").argmax(1).numpy() != task.y("train")
         return task.train(Upweighted(error_weights(errors, self.config.upweight)), stage="second")

@@ -95,17 +95,20 @@ def test_goes_on_where_it_was_interrupted(method: str, monkeypatch: pytest.Monke
     resumed = run_one(plan)
     assert predictions(resumed) == predictions(undisturbed)
     assert resumed.history == undisturbed.history
-    assert resumed.cost["scratch"]["n_fwd"] == undisturbed.cost["scratch"]["n_fwd"]
+    assert resumed.cost is not None
+    assert undisturbed.cost is not None
+    assert resumed.cost.scratch.n_fwd == undisturbed.cost.scratch.n_fwd
 
 
 @every_method
 def test_bills_its_cost(method: str) -> None:
     record = run_one(plan_tiny(method))
-    scratch, marginal = record.cost["scratch"], record.cost["marginal"]
-    assert scratch["n_fwd"] > 0
-    assert scratch["n_bwd"] > 0
-    assert scratch["flops"] > 0
-    assert 0 <= marginal["device_s"] <= scratch["device_s"]
+    assert record.cost is not None
+    scratch, marginal = record.cost.scratch, record.cost.marginal
+    assert scratch.n_fwd > 0
+    assert scratch.n_bwd > 0
+    assert scratch.flops > 0
+    assert 0 <= marginal.device_s <= scratch.device_s
 
 
 @every_method

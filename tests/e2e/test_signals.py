@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import TINYSET, Call, Result, finish, prediction_files, start
 
-LONG = ("run", "--dataset", "tiny", "--method", "erm,groupdro", "--seeds", "0", "--set", "recipe.epochs=40")
+LONG = ("run", "--dataset", "tiny", "--method", "erm,groupdro", "--seeds", "0", "--set", "recipe.epochs=30")
 
 
 def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], bool], timeout: float = 60) -> None:
@@ -62,23 +62,37 @@ def assert_alone(group: int) -> None:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Predictions of the long runs when nothing disturbs them, on as many threads as those that are killed."""
+    """Predictions of the long runs when nothing disturbs them."""
     with monkeypatch.context() as patch:
         patch.setenv("WORSTGROUP_HOME", str(tmp_path / "undisturbed"))
         assert call(*LONG, "--jobs", "1").code == 0
     return prediction_files(tmp_path / "undisturbed" / "runs")
 
 
-@pytest.mark.parametrize(
-    "signals", [((signal.SIGINT, 2, 130), (signal.SIGKILL, 1, -9)), ((signal.SIGTERM, 1, 143),)], ids=["kill", "term"]
-)
-def test_runs_that_are_killed_go_on_to_the_same_bytes(
-    home: Path, call: Call, undisturbed: dict[str, bytes], signals: tuple[tuple[signal.Signals, int, int], ...]
-) -> None:
-    """Ctrl-C with workers, then SIGKILL, each time the same command again; SIGTERM is what a cluster sends."""
-    for number, jobs, code in signals:
-        assert interrupt(home, number, jobs).code == code
+def test_killed_runs_go_on_to_the_same_bytes(home: Path, call: Call, undisturbed: dict[str, bytes]) -> None:
+    """Ctrl-C with workers, then SIGKILL without, each time the same command again."""
+    assert interrupt(home, signal.SIGINT, jobs=2).code == 130
+    assert interrupt(home, signal.SIGKILL, jobs=1).code == -9
     assert call(*LONG, "--jobs", "1").code == 0
     assert prediction_files(home / "runs") == undisturbed
     assert states(home) == {}
     assert "2 records, 0 with differences" in call("verify").out
+
+
+def workers(process: "subprocess.Popen[str]") -> list[int]:
+    """Worker processes of the program, without the helper that tracks their resources."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
+def test_a_worker_that_dies_is_a_message(home: Path) -> None:
+    """What the kernel does when memory is short."""
+    process = start(home, *LONG, "--plugin", TINYSET, "--jobs", 2, OMP_NUM_THREADS="1")
+    wait_for(process, lambda: bool(states(home)))
+    os.kill(workers(process)[0], signal.SIGKILL)
+    done = finish(process)
+    assert_alone(process.pid)
+    assert done.code not in (0, None)
+    assert "Traceback" not in done.err
+    assert "--jobs" in done.err

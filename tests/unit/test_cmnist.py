@@ -280,7 +280,7 @@ def test_a_failed_fetch_says_why_and_leaves_nothing(home: Path, monkeypatch: pyt
     assert all(name in message for name in idx.MNIST)
     assert f"into {home / 'data/mnist'}:" in message
     assert "--root" in message
-    assert [path.name for path in (home / "data").rglob("*")] == [".mnist.lock"]
+    assert [path.name for path in (home / "data").rglob("*")] == []
 
 
 @pytest.mark.usefixtures("no_checkout")
@@ -301,7 +301,7 @@ def test_a_fetch_completes_a_folder_that_holds_some_of_the_files(home: Path, mon
     files = idx.find_mnist(None)
     assert files == {name: raw / f"{name}.gz" for name in idx.MNIST}
     assert all(path.is_file() for path in files.values())
-    assert sorted(path.name for path in (home / "data").iterdir()) == [".mnist.lock", "mnist"]
+    assert sorted(path.name for path in (home / "data").iterdir()) == ["mnist"]
     monkeypatch.setattr(idx, "download", lambda folder: pytest.fail("fetched twice"))
     assert idx.find_mnist(None) == files
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,20 @@ def test_an_earlier_epoch_does_not_depend_on_how_many_follow(tmp_path: Path) -> 
     short, long = (train(tmp_path / f"{epochs}.pt", epochs=epochs).trajectory for epochs in (1, 2))
     assert short.epochs[0].train_loss == long.epochs[0].train_loss
     assert np.array_equal(short.epochs[0].predictions, long.epochs[0].predictions)
+
+
+def test_every_epoch_has_an_order_of_its_own(tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+
+    class Seen(Objective[NoConfig]):
+        def loss(self, batch: Batch) -> Tensor:
+            seen.append(batch.index.tolist())
+            return super().loss(batch)
+
+    train(tmp_path / "state.pt", objective=lambda: Seen(NoConfig()))
+    orders = [list(chain(*seen[i * STEPS : (i + 1) * STEPS])) for i in range(3)]
+    assert all(sorted(order) == list(range(TRAIN)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
 # -------------------------------------------------------------------------------------------------------- divergence

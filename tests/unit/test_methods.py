@@ -350,7 +350,7 @@ def test_jtt_trains_again_on_the_errors_of_the_first_run() -> None:
 
 def test_jtt_needs_a_first_run_within_the_recipe() -> None:
     with pytest.raises(UserError, match="first_epochs must be at most the recipe's 3 epochs"):
-        jtt.JTT(jtt.Config(first_epochs=4)).fit(cast(Task, TwoRuns(torch.zeros(1, 2), np.zeros(1, int))))
+        jtt.Config(first_epochs=4).check(Recipe(epochs=3))
 
 
 @pytest.mark.parametrize(

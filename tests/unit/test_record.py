@@ -57,7 +57,7 @@ def test_the_record_says_what_the_design_promises(pick: Pick) -> None:
     assert record.labels is not None
     assert (record.labels.n_train_a, record.labels.n_val_a_select, record.labels.total_a) == (2 * 96, 2 * 48, 2 * 144)
     assert len(record.history) == 2
-    assert record.cost["scratch"]["n_fwd"] == 192
+    assert json.loads(record.to_json())["cost"]["scratch"]["n_fwd"] == 192
     assert {"device", "threads", "session", "versions"} <= record.env.keys()
 
 

@@ -7,12 +7,24 @@ import pytest
 from numpy.typing import NDArray
 from stubs import counts, examples, make_attributes
 from worstgroup.benchmark import metrics
+from worstgroup.benchmark.cost import StageCost
 from worstgroup.benchmark.metrics import Counts
-from worstgroup.benchmark.record import Arrays, AttributeRow, GroupRow, RunRecord
+from worstgroup.benchmark.record import (
+    Arrays,
+    AttributeRow,
+    Cost,
+    GroupRow,
+    Ledger,
+    PredictionFile,
+    RunRecord,
+    Selection,
+    Stage,
+)
 from worstgroup.benchmark.spec import Attribute, Recipe
 from worstgroup.leaderboard import statistics
 from worstgroup.leaderboard.statistics import DRAWS, Outcome, Samples
 
+NOTHING = Stage(**asdict(StageCost()))
 ONE = make_attributes(["bg"], ratio=0.9)
 TWO = make_attributes(["bg", "co"], ratio=0.95)
 
@@ -55,6 +67,12 @@ def record(
             for g, (y, *a) in enumerate(np.ndindex(*shape))
         ],
         metrics=metrics.evaluate(correct, total, n_train, shape, attributes),
+        val_metrics={"wga": None},
+        ci={"wga": (0.0, 1.0)},
+        cost=Cost(stages={}, shared={}, marginal=NOTHING, scratch=NOTHING),
+        selection=Selection(criterion="val-mean", value=None, step=None, candidates=1),
+        labels=Ledger(n_train_a=0, n_val_a_fit=0, n_val_a_select=0, n_env=0, n_y_extra=0, total_a=0),
+        predictions=PredictionFile(sha256="0" * 64, labels_sha256={}, has_labels=False),
     )
 
 
