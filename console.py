@@ -55,7 +55,7 @@ class RunReporter:
         self.done += 1
         self._bars.update(self._runs, completed=self.done)
         if record.status == "failed":
-            outcome = f"[red]failed[/red] {escape(record.error)}"
+            outcome = f"[red]failed[/red] {escape(' '.join(record.error.split()))}"
         else:
             outcome = f"wga {100 * (record.metrics['wga'] or 0):.1f}"
         width = len(str(self.total))

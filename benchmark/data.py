@@ -19,6 +19,7 @@ __all__ = ["Batch", "Pixels", "Sampler", "Split", "Splits", "augment", "random_o
 
 CROP_AREA = (0.7, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
+CROP_TRIES = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,17 +89,21 @@ def augment(kind: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]
 
 
 def crop_boxes(n: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height, width (n,) of random crops of 70-100 % of the area, as torchvision's RandomResizedCrop draws.
+    """Top, left, height, width (n,) of random crops of 70-100 % of the area, distributed as RandomResizedCrop's.
 
-    Drawn without its rejection loop: sides are clamped to the image instead, which changes the few that would not fit.
+    Like torchvision's it takes the first of ten candidates that fits; where none does, the last is cut to the image.
     """
-    u = torch.rand((4, n), generator=generator)
+    u = torch.rand((2, CROP_TRIES, n), generator=generator)
     area = height * width * (CROP_AREA[0] + u[0] * (CROP_AREA[1] - CROP_AREA[0]))
     low, high = torch.log(torch.tensor(CROP_RATIO))
     ratio = torch.exp(low + u[1] * (high - low))
-    w = (area * ratio).sqrt().round().clamp(1, width)
-    h = (area / ratio).sqrt().round().clamp(1, height)
-    return (u[2] * (height - h + 1)).floor(), (u[3] * (width - w + 1)).floor(), h, w
+    w, h = (area * ratio).sqrt().round().clamp(min=1), (area / ratio).sqrt().round().clamp(min=1)
+    fits = (w <= width) & (h <= height)
+    fits[-1] = True
+    first = fits.int().argmax(0, keepdim=True)
+    w, h = w.gather(0, first)[0].clamp(max=width), h.gather(0, first)[0].clamp(max=height)
+    v = torch.rand((2, n), generator=generator)
+    return (v[0] * (height - h + 1)).floor(), (v[1] * (width - w + 1)).floor(), h, w
 
 
 def resized_crop(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .artifacts import load_state
 from .cost import Clock, StageCost
 from .data import Batch, Pixels, Sampler, augment, random_order, weighted
 from .errors import NonFiniteLoss
+from .fingerprint import engine_fingerprint
 from .home import write_bytes
 from .selection import Score, Selector
 from .spec import Recipe, derive_seed
@@ -266,6 +267,7 @@ def _save(
         "losses": [(epoch.train_loss, epoch.val_loss) for epoch in trajectory.epochs],
         "predictions": torch.from_numpy(np.stack([epoch.predictions for epoch in trajectory.epochs])),
         "cost": billed,
+        "code": engine_fingerprint(),
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -273,9 +275,9 @@ def _save(
 
 
 def _restore(training: Training, players: _Players, cost: StageCost) -> tuple[Trajectory, dict[str, Tensor]]:
-    """Go on from the last full-state checkpoint, if there is one."""
+    """Go on from the last full-state checkpoint, if there is a whole one that this code wrote."""
     state = load_state(training.state)
-    if state is None:
+    if state is None or state.get("code") != engine_fingerprint():
         return Trajectory(), {}
     players.load_state_dict(state)
     cost.add(StageCost(**state["cost"]))
