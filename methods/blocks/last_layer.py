@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 Matrix = NDArray[np.float32]
@@ -34,8 +35,6 @@ def fit_l1(features: Matrix, y: NDArray[np.int64], num_classes: int, c: float, s
     Minimises `|w|_1 + |b| + C sum_i log(1 + exp(-y_i (w u_i + b)))`; one-vs-rest for more than two classes. For two
     classes the first row is zero, so that the softmax of the logits is the regression's probability.
     """
-    from sklearn.linear_model import LogisticRegression  # takes a second to import, which `ls` need not wait for
-
     weight = np.zeros((num_classes, features.shape[1]), dtype=np.float32)
     bias = np.zeros(num_classes, dtype=np.float32)
     for label in range(1 if num_classes == 2 else 0, num_classes):
