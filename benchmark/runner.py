@@ -65,20 +65,19 @@ def run_spec(
             result, arrays = execute(spec, store, facts, progress)
         except DiskError:
             raise
-        except UserError as error:
-            result, arrays = RunRecord(**facts, status="failed", error=str(error)), None
-        except NonFiniteLoss as error:
-            result, arrays = RunRecord(**facts, status="failed", error=str(error)), None
         except Exception as error:  # a method's bug must not end the suite
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(last.filename).name}:{last.lineno}"
-            result, arrays = (
-                RunRecord(**facts, status="failed", error=f"{type(error).__name__}: {error} ({where})"),
-                None,
-            )
+            result, arrays = RunRecord(**facts, status="failed", error=_explain(error)), None
         record.write(path, result, arrays)
         shutil.rmtree(work_folder(spec.hash), ignore_errors=True)
     return result
+
+
+def _explain(error: Exception) -> str:
+    """What a failed run's record says: the message, and for an unforeseen error its type and place."""
+    if isinstance(error, UserError | NonFiniteLoss):
+        return str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
 def execute(spec: RunSpec, store: Store, facts: dict[str, Any], progress: Progress) -> tuple[RunRecord, Arrays]:
@@ -199,23 +198,23 @@ def _record(
             arrays |= {f"{name}_{key}": value for key, value in labels.items()}
             arrays |= {f"{name}_unit": splits[name].units().astype(np.int32)}
     worst = metrics.worst_group(*counts["test"])
-    epochs = predictor.trajectory.epochs if predictor.trajectory else []
+    history = [
+        record.EpochRow(
+            train_loss=epoch.train_loss,
+            val_loss=epoch.val_loss,
+            correct_val=np.bincount(
+                group["val"][epoch.predictions == splits["val"].y], minlength=card.num_groups
+            ).tolist(),
+        )
+        for epoch in (predictor.trajectory.epochs if predictor.trajectory else ())
+    ]
     result = RunRecord(
         **facts,
         status="finished",
         selection=record.Selection(**asdict(predictor.choice)),
         labels=record.Ledger(**asdict(annotations.ledger())),
         groups=group_rows(card, n_train, counts["val"], counts["test"]),
-        history=[
-            record.EpochRow(
-                train_loss=epoch.train_loss,
-                val_loss=epoch.val_loss,
-                correct_val=metrics.group_counts(epoch.predictions == splits["val"].y, group["val"], card.num_groups)[
-                    0
-                ].tolist(),
-            )
-            for epoch in epochs
-        ],
+        history=history,
         metrics=metrics.evaluate(*counts["test"], n_train, card.shape, card.attributes),
         val_metrics=metrics.evaluate(*counts["val"], n_train, card.shape, card.attributes),
         ci={"wga": metrics.wilson_interval(int(counts["test"][0][worst]), int(counts["test"][1][worst]))},
