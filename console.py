@@ -59,11 +59,8 @@ class RunReporter:
         else:
             outcome = f"wga {100 * (record.metrics['wga'] or 0):.1f}"
         width = len(str(self.total))
-        self._say(
-            f"[{self.done:{width}}/{self.total}] {escape(spec.label)}  {outcome}  {seconds:.1f} s".replace(
-                "[", "\\[", 1
-            )
-        )
+        count = escape(f"[{self.done:{width}}/{self.total}]")
+        self._say(f"{count} {escape(spec.label)}  {outcome}  {seconds:.1f} s")
 
     def _say(self, line: str) -> None:
         if not self.quiet:

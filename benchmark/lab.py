@@ -91,7 +91,6 @@ class Lab:
 
     def erm(self) -> Artifact:
         """The block's ERM: weights and validation predictions after every epoch, trained once for all methods."""
-
         work = work_folder(self.block.key)
 
         def make(folder: Path) -> StageCost:

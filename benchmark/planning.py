@@ -150,6 +150,7 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
         if card.name not in stores:
             stores[card.name] = open_store(make_dataset(request.dataset)[0], card, root)
         weights, file = _weights(request.weights)
+        code = code_fingerprint(sys.modules[entry.cls.__module__])
         for seed in request.seeds:
             block = Block(
                 dataset=card.name,
@@ -167,7 +168,7 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
                 policy=policy.tag,
                 config=tuple(sorted(asdict(cell.config).items())),
                 budget=budget,
-                code=code_fingerprint(sys.modules[entry.cls.__module__]),
+                code=code,
             )
             runs.append(Planned(spec.label, spec))
     return Plan(runs, stores)

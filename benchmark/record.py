@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from .errors import CorruptFile, UserError
 from .home import write_bytes
 from .metrics import Values
-from .spec import Attribute, Block, Budget, Recipe, RunSpec
+from .spec import Attribute, Block, Budget, Recipe, RunSpec, method_label
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,-]*")
 
@@ -218,8 +218,7 @@ class RunRecord(_Part):
     @property
     def label(self) -> str:
         """Method as typed on the command line, with its policy."""
-        source = f"+{self.source}" if self.source else ""
-        return f"{self.method}{source}{'@class' if self.policy == 'class' else ''}"
+        return method_label(self.method, self.source, self.policy)
 
     def to_json(self) -> bytes:
         """Canonical JSON, one field a line at the top level."""
@@ -265,10 +264,10 @@ def labels_hash(y: NDArray[Any], a: NDArray[Any]) -> str:
     return hashlib.sha256(y.astype(np.int64).tobytes() + np.ascontiguousarray(a, dtype=np.int64).tobytes()).hexdigest()
 
 
-def write(path: Path, record: RunRecord, arrays: Arrays | None) -> None:
-    """Write predictions, then the record that makes them count."""
-    if arrays is not None:
-        write_bytes(predictions_path(path), pack(arrays))
+def write(path: Path, record: RunRecord, packed: bytes | None) -> None:
+    """Write the packed predictions, then the record that makes them count."""
+    if packed is not None:
+        write_bytes(predictions_path(path), packed)
     write_bytes(path, record.to_json())
 
 

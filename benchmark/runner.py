@@ -62,12 +62,12 @@ def run_spec(
             return done
         facts = _facts(spec, store.card, session)
         try:
-            result, arrays = execute(spec, store, facts, progress)
+            result, packed = execute(spec, store, facts, progress)
         except DiskError:
             raise
         except Exception as error:  # a method's bug must not end the suite
-            result, arrays = RunRecord(**facts, status="failed", error=_explain(error)), None
-        record.write(path, result, arrays)
+            result, packed = RunRecord(**facts, status="failed", error=_explain(error)), None
+        record.write(path, result, packed)
         shutil.rmtree(work_folder(spec.hash), ignore_errors=True)
     return result
 
@@ -80,7 +80,7 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
-def execute(spec: RunSpec, store: Store, facts: dict[str, Any], progress: Progress) -> tuple[RunRecord, Arrays]:
+def execute(spec: RunSpec, store: Store, facts: dict[str, Any], progress: Progress) -> tuple[RunRecord, bytes]:
     """Fit, then predict validation and test, then score; `facts` are the record's fields known beforehand."""
     device = pick_device()
     clock = Clock(device)
@@ -179,8 +179,8 @@ def _record(
     annotations: Annotations,
     clock: Clock,
     logits: dict[SplitName, NDArray[np.float32]],
-) -> tuple[RunRecord, Arrays]:
-    """Score the predictions and put everything about the run into one record."""
+) -> tuple[RunRecord, bytes]:
+    """Score the predictions and put everything about the run into one record, beside its packed predictions."""
     card = store.card
     splits = {name: store.split(name) for name in SPLITS}
     group = {name: metrics.group_index(split.y, split.a, card.shape) for name, split in splits.items()}
@@ -197,6 +197,7 @@ def _record(
             labels = {"y": splits[name].y.astype(np.int16), "a": splits[name].a.astype(np.int16)}
             arrays |= {f"{name}_{key}": value for key, value in labels.items()}
             arrays |= {f"{name}_unit": splits[name].units().astype(np.int32)}
+    packed = record.pack(arrays)
     worst = metrics.worst_group(*counts["test"])
     history = [
         record.EpochRow(
@@ -220,12 +221,12 @@ def _record(
         ci={"wga": metrics.wilson_interval(int(counts["test"][0][worst]), int(counts["test"][1][worst]))},
         cost=record.Cost.model_validate(CostReport.of(clock).to_dict()),
         predictions=record.PredictionFile(
-            sha256=hashlib.sha256(record.pack(arrays)).hexdigest(),
+            sha256=hashlib.sha256(packed).hexdigest(),
             labels_sha256={name: record.labels_hash(splits[name].y, splits[name].a) for name in ("val", "test")},
             has_labels=card.share_labels,
         ),
     )
-    return result, arrays
+    return result, packed
 
 
 def group_rows(

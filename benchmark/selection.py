@@ -4,7 +4,7 @@ Between equal candidates the earlier one wins. Criteria that start from groups n
 need class labels only (spec: metrics and protocol, sections 7 and 10.2).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,11 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+def first_best(scores: Sequence[Score]) -> int:
+    """Position of the best score, the earliest among equals."""
+    return max(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
 @dataclass(frozen=True, eq=False)
 class Selector:
     """A criterion bound to the groups (or classes, as groups) of some validation examples."""
@@ -76,5 +81,5 @@ class Selector:
     def best(self, candidates: Iterable[NDArray[np.integer]]) -> tuple[int, Score]:
         """Position and score of the best candidate, the earliest among equals."""
         scores = [self(predictions) for predictions in candidates]
-        best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+        best = first_best(scores)
         return best, scores[best]

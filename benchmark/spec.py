@@ -99,7 +99,11 @@ class Budget:
         for name in self.attributes:
             if name not in names:
                 raise UnknownName(f"attribute of {card.name}", name, names)
-        return tuple(i for i, name in enumerate(names) if not self.attributes or name in self.attributes)
+        return tuple(i for i, name in enumerate(names) if self.grants(name))
+
+    def grants(self, attribute: str) -> bool:
+        """Whether this attribute is among the granted ones."""
+        return not self.attributes or attribute in self.attributes
 
 
 @dataclass(frozen=True)
@@ -307,9 +311,13 @@ class RunSpec:
 
     @property
     def method_label(self) -> str:
-        """Method as `HOST[+SOURCE][@POLICY]`."""
-        source = f"+{self.source}" if self.source else ""
-        return f"{self.method}{source}{'@class' if self.policy == 'class' else ''}"
+        """Method as typed on the command line."""
+        return method_label(self.method, self.source, self.policy)
+
+
+def method_label(method: str, source: str, policy: str) -> str:
+    """`HOST[+SOURCE][@POLICY]`; only the policy that changes what groups are is part of the name."""
+    return f"{method}{f'+{source}' if source else ''}{'@class' if policy == 'class' else ''}"
 
 
 # ----------------------------------------------------------------------------------------------------- typed knobs

@@ -11,7 +11,7 @@ from ..benchmark import metrics
 from ..benchmark import record as records
 from ..benchmark.errors import CorruptFile, UserError
 from ..benchmark.record import Arrays, RunRecord
-from ..benchmark.selection import CRITERIA, Criterion
+from ..benchmark.selection import CRITERIA, Criterion, first_best
 from ..benchmark.spec import RUNGS, Budget
 
 LEVELS = {
@@ -177,7 +177,7 @@ def _selection(record: RunRecord) -> Iterator[str]:
     total = _pooled(record, counts["m_val"], budget, criterion)
     history = [_pooled(record, np.array(epoch.correct_val), budget, criterion) for epoch in record.history]
     scores = [criterion.score(correct, total) for correct in history]
-    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+    best = first_best(scores)
     if best + 1 != chosen.step:
         yield f"selection.step: the record says {chosen.step}, {chosen.criterion} chooses {best + 1} from the history"
     if chosen.value is None or not math.isclose(scores[chosen.step - 1][0], chosen.value, abs_tol=1e-9):
@@ -186,8 +186,8 @@ def _selection(record: RunRecord) -> Iterator[str]:
 
 def _pooled(record: RunRecord, counts: metrics.Counts, budget: Budget, criterion: Criterion) -> metrics.Counts:
     """Counts of the cells that a criterion sees: those of the granted attributes, or the classes."""
-    granted = [not budget.attributes or attribute.name in budget.attributes for attribute in record.attributes]
-    hidden = tuple(1 + j for j, seen in enumerate(granted) if not (seen and criterion.needs_groups))
+    seen = [criterion.needs_groups and budget.grants(attribute.name) for attribute in record.attributes]
+    hidden = tuple(1 + j for j, kept in enumerate(seen) if not kept)
     pooled: metrics.Counts = counts.reshape(record.shape).sum(axis=hidden).ravel()
     return pooled
 

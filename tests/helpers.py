@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,15 @@ def put(dotted: str, value: object) -> Callable[[dict[str, Any]], None]:
         content[last] = value
 
     return change
+
+
+def places(value: Any, place: str = "") -> Iterator[str]:
+    """Dotted places of everything in a JSON value."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            inner = f"{place}.{key}" if place else str(key)
+            yield inner
+            yield from places(item, inner)
 
 
 # ------------------------------------------------------------------------------------------------ the command line

@@ -8,12 +8,12 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import edit, put
+from helpers import edit, places, put
 from rich.console import Console
 from worstgroup.benchmark import metrics
 from worstgroup.benchmark.errors import CorruptFile
@@ -479,15 +479,6 @@ def test_damaged_predictions_are_named(runs: Path, pick: Pick) -> None:
     predictions_path(pick("dfr")).write_bytes(b"")
     with pytest.raises(CorruptFile, match=re.escape(predictions_path(pick("dfr")).name)):
         tables(runs)
-
-
-def places(value: object, place: str = "") -> Iterator[str]:
-    """Dotted places of everything in a JSON value."""
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            inner = f"{place}.{key}" if place else str(key)
-            yield inner
-            yield from places(item, inner)
 
 
 @pytest.mark.parametrize("value", [None, -1, 10**30, "x", [], {"a": 1}], ids=repr)

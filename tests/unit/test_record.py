@@ -32,7 +32,7 @@ def test_a_record_survives_writing_and_reading(pick: Pick, tmp_path: Path, metho
     path = pick(method)
     record, arrays = read(path), read_predictions(path, read(path))
     copy = tmp_path / "deep" / "copy.json"
-    records.write(copy, record, arrays)
+    records.write(copy, record, pack(arrays))
     assert read(copy) == record
     assert copy.read_bytes() == path.read_bytes()
     assert predictions_path(copy).read_bytes() == predictions_path(path).read_bytes()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import edit, put
+from helpers import edit, places, put
 from worstgroup.benchmark.planning import Request, plan
 from worstgroup.benchmark.record import Arrays, find, pack, predictions_path, read, read_predictions
 from worstgroup.benchmark.runner import run_spec
@@ -242,15 +242,6 @@ def quietly(path: Path) -> Verdict:
 
 
 NASTY: list[Any] = [None, -1, 0, 1, 10**30, 1e308, "", "x", "..", [], {}, [[]], True, ["\x00"], {"a": 1}]
-
-
-def places(value: Any, place: str = "") -> Iterator[str]:
-    """Dotted places of everything in a JSON value."""
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            inner = f"{place}.{key}" if place else str(key)
-            yield inner
-            yield from places(item, inner)
 
 
 @pytest.mark.parametrize("value", NASTY, ids=repr)
