@@ -73,6 +73,9 @@ def run(
     backbone: Annotated[str, typer.Option(help="Default: the dataset's own.")] = "",
     weights: Annotated[str, typer.Option(help="none, imagenet1k_v1, imagenet1k_v2, or a file.")] = "none",
     budget: Annotated[str, typer.Option(help="RUNG[:ATTRIBUTE,...]. Default: each method's native rung.")] = "",
+    extra: Annotated[
+        str, typer.Option(help="val: train on the granted validation images too (shown as METHOD(+val)).")
+    ] = "",
     seeds: Annotated[str, typer.Option(help="Comma-separated. Default: 0,1,2, or the suite's.")] = "",
     set_: Annotated[
         list[str],
@@ -96,7 +99,7 @@ def run(
 
     for file in plugin:
         load_plugin(file)
-    made = plan(_requests(suite, dataset, method, backbone, weights, budget, seeds, set_), root)
+    made = plan(_requests(suite, dataset, method, backbone, weights, budget, extra, seeds, set_), root)
     if shard:
         made = executors.shard(made, shard)
     if dry_run:
@@ -125,7 +128,15 @@ def _interruptible() -> Iterator[None]:
 
 
 def _requests(
-    suite: str, dataset: str, method: str, backbone: str, weights: str, budget: str, seeds: str, settings: list[str]
+    suite: str,
+    dataset: str,
+    method: str,
+    backbone: str,
+    weights: str,
+    budget: str,
+    extra: str,
+    seeds: str,
+    settings: list[str],
 ) -> "list[Request]":
     from dataclasses import replace
 
@@ -136,8 +147,10 @@ def _requests(
     changes = dict(_pair(text) for text in settings)
     chosen = _numbers(seeds) if seeds else None
     if suite:
-        if backbone or budget or weights != "none":
-            raise UserError("--backbone, --weights and --budget go with --dataset and --method; a suite names its own")
+        if backbone or budget or extra or weights != "none":
+            raise UserError(
+                "--backbone, --weights, --budget and --extra go with --dataset and --method; a suite names its own"
+            )
         requests = [
             replace(request, settings={**request.settings, **changes}) for request in read_suite(suite).requests()
         ]
@@ -145,7 +158,8 @@ def _requests(
     if not (dataset and method):
         raise UserError(f"{'--method' if dataset else '--dataset'} is missing: name both --dataset and --method")
     names = [name for name in method.split(",") if name]
-    return [Request(dataset, name, budget, backbone, weights, chosen or DEFAULT_SEEDS, changes) for name in names]
+    seeds_ = chosen or DEFAULT_SEEDS
+    return [Request(dataset, name, budget, backbone, weights, seeds_, changes, extra) for name in names]
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -190,9 +204,10 @@ def _print_board(plan: "Plan") -> None:
     from .leaderboard import aggregate
 
     paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
-    _print_leaderboard(aggregate.build(aggregate.collect(path for path in paths if path.exists())))
-    for planned in plan.runs:
-        if planned.spec is None:
+    found = aggregate.collect(path for path in paths if path.exists())
+    _print_leaderboard(aggregate.build(found, (planned.absent for planned in plan.runs if planned.absent)))
+    for planned in plan.runs if not found else ():
+        if planned.absent:
             out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Iterable
 
 import rich.table
@@ -10,11 +9,10 @@ from rich.markup import escape
 
 from .benchmark import record
 from .benchmark.errors import UnknownName
-from .benchmark.fingerprint import code_fingerprint
 from .benchmark.home import runs_home
-from .benchmark.planning import find_card, read_suite, suite_names
+from .benchmark.planning import entries_fingerprint, find_card, read_suite, suite_names
 from .benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
-from .benchmark.spec import RUNGS, Card
+from .benchmark.spec import PSEUDO, RUNGS, Budget, Card, Requires
 
 
 def table(kind: str, *, stale: bool = False) -> rich.table.Table:
@@ -23,7 +21,13 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
         rows = [(name, METHODS[name].requires.native, METHODS[name].summary) for name in METHODS]
         return _table(("method", "native budget", "what it does"), rows)
     if kind == "sources":
-        built_in = [("", "none named: the true groups, within the budget"), ("@class", "classes in place of groups")]
+        built_in = [
+            ("", "none named: the true groups, within the budget"),
+            ("@class", "classes in place of groups"),
+            ("@pseudo", f"attributes predicted from the granted ones (+{PSEUDO})"),
+            ("@subset", "the true groups, fine-tuning ERM on the annotated images only"),
+            ("@masked", "the true groups of the annotated images, the class loss on all"),
+        ]
         return _table(
             ("source", "what groups are"), [*built_in, *((f"+{name}", SOURCES[name].summary) for name in SOURCES)]
         )
@@ -38,7 +42,8 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
         return _table(("backbone", "weights", "what it is"), found)
     if kind == "budgets":
         return _table(
-            ("budget", "selection", "what it grants"), [(r.name, r.criterion, r.summary) for r in RUNGS.values()]
+            ("budget", "selection", "what it grants"),
+            [(r.name, r.criterion, r.summary + (" (optional)" if r.optional else "")) for r in RUNGS.values()],
         )
     if kind == "suites":
         return _table(("suite", "what it runs"), [(name, read_suite(name).summary) for name in suite_names()])
@@ -49,7 +54,7 @@ def _runs(stale: bool) -> rich.table.Table:
     rows = []
     for path in record.find(runs_home()) if runs_home().is_dir() else ():
         run = record.read(path)
-        changed = run.method not in METHODS or run.code != _code(METHODS[run.method])
+        changed = run.code != _code(run)
         if changed or not stale:
             state = run.status + (", stale" if changed else "")
             rows.append(
@@ -58,8 +63,11 @@ def _runs(stale: bool) -> rich.table.Table:
     return _table(("dataset", "backbone", "method", "budget", "seed", "state", "created", "run"), rows)
 
 
-def _code(entry: MethodEntry) -> str:
-    return code_fingerprint(sys.modules[entry.cls.__module__])
+def _code(run: record.RunRecord) -> str:
+    """Fingerprint of a run's method as it is now, empty where it is gone."""
+    if run.method not in METHODS or (run.source and run.source not in SOURCES):
+        return ""
+    return entries_fingerprint(METHODS[run.method], SOURCES[run.source] if run.source else None)
 
 
 def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> rich.table.Table:
@@ -77,7 +85,9 @@ def card(name: str) -> str:
     if base in DATASETS:
         return _dataset(find_card(name)[1])
     if name in METHODS:
-        return _method(METHODS[name])
+        return _method("method", METHODS[name])
+    if name.removeprefix("+") in SOURCES:
+        return _method("source", SOURCES[name.removeprefix("+")])
     if base in BACKBONES:
         entry = BACKBONES[base]
         weights = f"weights: {', '.join(entry.weights)}"
@@ -92,7 +102,7 @@ def card(name: str) -> str:
             for r in suite.requests()
         ]
         return "\n".join([f"suite {name}", "", suite.summary, f"seeds: {suite.seeds}", "", *lines])
-    known = [*DATASETS, *METHODS, *BACKBONES, *RUNGS, *suite_names()]
+    known = [*DATASETS, *METHODS, *SOURCES, *BACKBONES, *RUNGS, *suite_names()]
     raise UnknownName("name", name, known, "See `worstgroup ls`.")
 
 
@@ -113,13 +123,20 @@ def _dataset(card: Card) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in card.notes)])
 
 
-def _method(entry: MethodEntry) -> str:
+def _method(kind: str, entry: MethodEntry) -> str:
     needs = entry.requires
-    lines = [f"method {entry.name}", "", inspect.getdoc(entry.cls) or "", "", f"paper: {entry.paper}"]
+    lines = [f"{kind} {entry.name}", "", inspect.getdoc(entry.cls) or "", "", f"paper: {entry.paper}"]
     lines.append(f"fits on attributes of: {needs.fit}; native budget: {needs.native}")
-    lines.append(f"with fewer labels: {'classes in place of groups (@class)' if needs.class_fallback else 'n/a'}")
+    if needs.fit != "none":
+        lines += [f"at {name}: {_at(needs, name)}" for name in ("none", "val-20")]
     fields = dataclasses.fields(entry.config)
     lines += ["", "settings:" if fields else "no settings", *(f"  {f.name} = {f.default!r}" for f in fields)]
     if fields:
         lines += ["", inspect.getdoc(entry.config) or ""]
     return "\n".join(lines)
+
+
+def _at(needs: Requires, rung: str) -> str:
+    """How a method runs at a rung, in words."""
+    policy = needs.resolve(Budget(rung))
+    return policy.reason or {"": "as it is"}.get(policy.tag, f"@{policy.tag}")

@@ -4,15 +4,16 @@ One annotation is one attribute value of one image. The view knows train and val
 here. An image used both to fit and to select stands in both columns of the ledger and once in the total.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import metrics
 from .errors import BudgetExceeded
-from .spec import Budget, Card
+from .spec import Budget, Card, derive_seed
 
 Purpose = Literal["fit", "select"]
 Held = Literal["train", "val"]
@@ -21,14 +22,52 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Group index (n,) of the requested examples, y major, and how many groups there are (empty ones included)."""
+    """Group index (n,) of the requested examples, -1 where unknown, and how many groups there are (empty included)."""
 
     index: NDArray[np.int64]
     num: int
 
     def counts(self) -> NDArray[np.int64]:
         """Examples per group (num,)."""
-        return np.bincount(self.index, minlength=self.num)
+        return np.bincount(self.index[self.index >= 0], minlength=self.num)
+
+
+@dataclass(frozen=True, eq=False)
+class Attributes:
+    """Attribute values (n, k) of the requested examples, -1 where unknown; `sizes` (k,) says how many each has."""
+
+    values: NDArray[np.int64]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def none(cls, n: int) -> "Attributes":
+        """No attribute at all: groups are then classes."""
+        return cls(np.zeros((n, 0), np.int64), ())
+
+    @classmethod
+    def join(cls, parts: "list[Attributes]") -> "Attributes":
+        """Examples one after the other; a source may have found more values on one part than on another."""
+        sizes = tuple(max(size) for size in zip(*(part.sizes for part in parts), strict=True))
+        return cls(np.concatenate([part.values for part in parts]), sizes)
+
+    def at(self, rows: Indices) -> "Attributes":
+        """Those of some examples."""
+        return Attributes(self.values[rows], self.sizes)
+
+    def joint(self) -> Groups:
+        """All attributes as one: its value (n,), -1 where any is unknown."""
+        return self._index(self.values, self.sizes)
+
+    def groups(self, y: Indices, num_classes: int) -> Groups:
+        """Groups of class and attributes, y major."""
+        return self._index(np.column_stack([y, self.values]), (num_classes, *self.sizes))
+
+    @staticmethod
+    def _index(columns: Indices, shape: tuple[int, ...]) -> Groups:
+        index = np.full(len(columns), -1)
+        known = (columns >= 0).all(axis=1)
+        index[known] = np.ravel_multi_index(tuple(columns[known].T), shape) if shape else 0
+        return Groups(index, int(np.prod(shape)))
 
 
 @dataclass(frozen=True)
@@ -43,53 +82,140 @@ class Labels:
     total_a: int = 0
 
 
+# ------------------------------------------------------------------------------------------------- drawing subsets
+
+
+def stratified_order(y: Indices, rng: np.random.Generator) -> Indices:
+    """A random permutation of which every prefix holds the classes in proportion, to within one image of each."""
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == label))
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((rng.random(len(y)), place))
+
+
+def grant_size(classes: Indices, share: float) -> int:
+    """How many of the images, of which there are `classes` (K,) of each class, a share grants.
+
+    Never fewer than it takes to have two of every class (where it has them): one to fit on, one to select by.
+    """
+    n = classes[classes > 0]
+    if share in (0, 1):
+        return int(n.sum() * share)
+    place = ((np.minimum(n, 2) - 0.5) / n).max()  # of the last second image, in the order of `stratified_order`
+    return max(round(share * int(n.sum())), int(np.floor(place * n + 0.5 + 1e-9).sum()))
+
+
+def granted(y: Indices, share: float, dataset: str, seed: int, split: Held) -> Indices:
+    """Images of a split whose attributes a share of it grants, sorted; the same for every method, nested in the share.
+
+    Drawn by class only: a draw by group would use the labels that are rationed.
+    """
+    order = stratified_order(y, np.random.default_rng(derive_seed(dataset, seed, "granted", split)))
+    return np.sort(order[: grant_size(np.bincount(y), share)])
+
+
+def halves(
+    rows: Indices, y: Indices, rng: np.random.Generator, last: NDArray[np.bool_] | None = None
+) -> tuple[Indices, Indices]:
+    """Rows in two, stratified by their labels `y`: one half to fit on, one to select on (spec 10.2); sorted.
+
+    Rows marked as `last` (n,) go to the second half first.
+    """
+    fit = []
+    for label in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == label))
+        if last is not None:
+            members = members[np.argsort(last[members], kind="stable")]
+        fit.append(rows[members[: len(members) // 2]])
+    chosen = np.sort(np.concatenate(fit))
+    return chosen, np.setdiff1d(rows, chosen)
+
+
+# ------------------------------------------------------------------------------------------------------- the meter
+
+Used = dict[str, NDArray[np.bool_]]
+"""Which images' attributes were used, by `split:purpose`; under `val:y` whose class labels went into fitting."""
+
+
 class Annotations:
     """Attributes of train and validation behind a budget.
 
-    `y` and `a` map split names to arrays (n,) and (n, k).
+    `y` and `a` map split names to arrays (n,) and (n, k); `seed` is the run's, from which the granted images are drawn.
     """
 
-    def __init__(self, card: Card, y: dict[Held, Indices], a: dict[Held, Indices], budget: Budget) -> None:
+    def __init__(
+        self, card: Card, y: dict[Held, Indices], a: dict[Held, Indices], budget: Budget, seed: int = 0
+    ) -> None:
         self.card = card
         self.budget = budget
-        self._columns = budget.columns(card)
+        self._columns = list(budget.columns(card))
         self._y = y
         self._a = a
-        self._used: dict[tuple[Held, Purpose], NDArray[np.bool_]] = {
-            key: np.zeros(len(y[key[0]]), dtype=bool) for key in (("train", "fit"), ("val", "fit"), ("val", "select"))
-        }
-        self._y_used = np.zeros(len(y["val"]), dtype=bool)
+        shares: dict[Held, float] = {"train": budget.grant.train, "val": budget.grant.val}
+        self._granted = {split: granted(y[split], shares[split], card.name, seed, split) for split in shares}
+        self._used = self._nothing()
+        self._closed = False
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Classes and the values of every granted attribute."""
-        return (self.card.shape[0], *(self.card.shape[1 + j] for j in self._columns))
+    def _nothing(self) -> Used:
+        lengths = {key: len(self._y[cast(Held, key.partition(":")[0])]) for key in _KEYS}
+        return {key: np.zeros(n, dtype=bool) for key, n in lengths.items()}
 
-    def groups(self, split: Held, purpose: Purpose, indices: Indices | None = None) -> Groups:
-        """True groups over the granted attributes, billed; raises `BudgetExceeded` beyond the grant."""
-        grant = self.budget.grant
-        allowed = {("train", "fit"): grant.train, ("val", "fit"): grant.val_fit, ("val", "select"): grant.val_select}
-        if not allowed.get((split, purpose), False):
+    def rows(self, split: Held, purpose: Purpose = "fit") -> Indices:
+        """Images whose attributes are granted for a purpose, sorted; train attributes are never selected by."""
+        allowed = self.budget.grant.val_fit if purpose == "fit" else split == "val"
+        return self._granted[split] if allowed else np.arange(0)
+
+    def attributes(self, split: Held, purpose: Purpose, rows: Indices | None = None) -> Attributes:
+        """True values of the granted attributes, by default of all images, billed.
+
+        Raises `BudgetExceeded` beyond the grant.
+        """
+        wanted = np.arange(len(self._y[split])) if rows is None else rows
+        if self._closed:
+            raise BudgetExceeded("a shared artifact declared as made without attributes (labelled=False) asks for some")
+        beyond = np.setdiff1d(wanted, self.rows(split, purpose))
+        if len(beyond):
+            some = f"of {len(beyond)} of {len(wanted)} requested {split} images" if len(wanted) else f"of {split}"
             raise BudgetExceeded(
-                f"budget {self.budget} does not grant the attributes of {split} for {purpose}: "
-                "declare what the method needs in Requires(fit=...), or run it at a richer budget"
+                f"budget {self.budget} does not grant the attributes {some} for {purpose}: declare what the method "
+                "needs in Requires(fit=...), ask for task.annotated(split) only, or run it at a richer budget"
             )
-        rows = np.arange(len(self._y[split])) if indices is None else indices
-        self._used[split, purpose][rows] = True
-        index = metrics.group_index(self._y[split][rows], self._a[split][rows][:, list(self._columns)], self.shape)
-        return Groups(index, int(np.prod(self.shape)))
+        self._used[f"{split}:{purpose}"][wanted] = True
+        sizes = tuple(len(self.card.attributes[j].values) for j in self._columns)
+        return Attributes(self._a[split][wanted][:, self._columns], sizes)
 
-    def bill_labels(self, indices: Indices) -> None:
+    def bill_labels(self, rows: Indices) -> None:
         """Note that class labels of held-out (validation) images went into fitting."""
-        self._y_used[indices] = True
+        self._used["val:y"][rows] = True
+
+    @contextmanager
+    def apart(self, *, closed: bool) -> Iterator[Used]:
+        """Meter what happens inside on a ledger of its own, handed out; `closed` refuses every attribute."""
+        before = self._used, self._closed
+        self._used, self._closed = self._nothing(), closed
+        try:
+            yield self._used
+        finally:
+            self._used, self._closed = before
+
+    def inherit(self, used: dict[str, list[int]]) -> None:
+        """Take over the labels, by key of `Used` and row, that went into something shared."""
+        for key, rows in used.items():
+            self._used[key][rows] = True
 
     def ledger(self) -> Labels:
         """What was used so far."""
-        used, k = self._used, len(self._columns)
+        count = {key: int(mask.sum()) for key, mask in self._used.items()}
+        either = int((self._used["val:fit"] | self._used["val:select"]).sum())
+        k = len(self._columns)
         return Labels(
-            n_train_a=k * int(used["train", "fit"].sum()),
-            n_val_a_fit=k * int(used["val", "fit"].sum()),
-            n_val_a_select=k * int(used["val", "select"].sum()),
-            n_y_extra=int(self._y_used.sum()),
-            total_a=k * int(used["train", "fit"].sum() + (used["val", "fit"] | used["val", "select"]).sum()),
+            n_train_a=k * count["train:fit"],
+            n_val_a_fit=k * count["val:fit"],
+            n_val_a_select=k * count["val:select"],
+            n_y_extra=count["val:y"],
+            total_a=k * (count["train:fit"] + either),
         )
+
+
+_KEYS = ("train:fit", "val:fit", "val:select", "val:y")

@@ -119,6 +119,16 @@ class Clock:
             for name in ("n_fwd", "n_bwd", "n_fwd_nograd", "flops"):
                 setattr(self.current, name, getattr(before, name))
 
+    @contextmanager
+    def apart(self) -> Iterator[tuple[dict[str, StageCost], dict[str, StageCost]]]:
+        """Bill what happens inside to stages and shared costs of its own, handed out: those of a shared artifact."""
+        before = self.stages, self.shared
+        self.stages, self.shared = {}, {}
+        try:
+            yield self.stages, self.shared
+        finally:
+            self.stages, self.shared = before
+
     def inherit(self, key: str, cost: StageCost) -> None:
         """Add a shared artifact's cost, once; of several shares of a training the largest counts."""
         if key not in self.shared or cost.n_fwd > self.shared[key].n_fwd:

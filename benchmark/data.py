@@ -6,6 +6,7 @@ epoch comes from the generator handed in, so that an epoch can be replayed alone
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,18 @@ from torch.nn import functional as F
 from .spec import Recipe
 from .store import ImageSource, Split, Splits
 
-__all__ = ["Batch", "Pixels", "Sampler", "Split", "Splits", "augment", "random_order", "weighted"]
+__all__ = [
+    "Batch",
+    "Joined",
+    "Pixels",
+    "Sampler",
+    "Split",
+    "Splits",
+    "augment",
+    "random_order",
+    "stratified",
+    "weighted",
+]
 
 CROP_AREA = (0.7, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -60,17 +72,41 @@ class Pixels:
     def batch(self, index: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> Batch:
         """Gather, scale to [0, 1], transform, normalise. `index` is a LongTensor on any device."""
         index = index.to(self.device)
-        x = self.images[index].permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format).div_(255)
+        x = self._gather(index).permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format).div_(255)
         if transform is not None:
             x = transform(x)
         if not self._plain:
             x = x.sub_(self._mean).div_(self._std)
         return Batch(x, self.y[index], index)
 
+    def _gather(self, index: Tensor) -> Tensor:
+        return self.images[index]
+
     def batches(self, size: int) -> Iterator[Batch]:
         """All examples in order, without augmentation."""
         for index in torch.arange(len(self)).split(size):  # type: ignore[no-untyped-call]
             yield self.batch(index)
+
+
+class Joined(Pixels):
+    """Chosen examples of several splits, one after the other; nothing is copied."""
+
+    def __init__(self, parts: Sequence[tuple[Pixels, np.ndarray[Any, np.dtype[np.int64]]]]) -> None:
+        first = parts[0][0]
+        self._parts = [pixels.images for pixels, _ in parts]
+        self.device, self._mean, self._std = first.device, first._mean, first._std
+        self._plain, self._format = first._plain, first._format
+        rows = [torch.from_numpy(rows).to(self.device) for _, rows in parts]
+        self._row = torch.cat(rows)
+        self._part = torch.cat([torch.full_like(row, k) for k, row in enumerate(rows)])
+        self.y = torch.cat([pixels.y[row] for (pixels, _), row in zip(parts, rows, strict=True)])
+
+    def _gather(self, index: Tensor) -> Tensor:
+        row, part = self._row[index], self._part[index]
+        out = self._parts[0].new_empty(len(index), *self._parts[0].shape[1:])
+        for k, images in enumerate(self._parts):
+            out[part == k] = images[row[part == k]]
+        return out
 
 
 def augment(kind: str, generator: torch.Generator) -> Callable[[Tensor], Tensor] | None:
@@ -131,13 +167,34 @@ def random_order(n: int, recipe: Recipe) -> Sampler:
     return lambda generator: _cut(torch.randperm(n, generator=generator), recipe.batch_size)
 
 
-def weighted(weights: Tensor, recipe: Recipe) -> Sampler:
-    """n draws with replacement, P(i) proportional to `weights` (n,); equal weights fall back to `random_order`."""
+def weighted(weights: Tensor, recipe: Recipe, draws: int = 0) -> Sampler:
+    """Draws with replacement (by default n), P(i) proportional to `weights` (n,).
+
+    n draws with equal weights fall back to `random_order`.
+    """
     n = len(weights)
-    if bool((weights == weights[0]).all()):
+    if draws in (0, n) and bool((weights == weights[0]).all()):
         return random_order(n, recipe)
-    p = weights.double().cpu()
-    return lambda generator: _cut(torch.multinomial(p, n, replacement=True, generator=generator), recipe.batch_size)
+    p, draws = weights.double().cpu(), draws or n
+    return lambda generator: _cut(torch.multinomial(p, draws, replacement=True, generator=generator), recipe.batch_size)
+
+
+def stratified(stratum: Tensor, recipe: Recipe) -> Sampler:
+    """Batches that hold equally many examples of every stratum (n,), drawn with replacement; n draws an epoch.
+
+    Where the batch size is no multiple of their number, the strata take turns in having one example more.
+    """
+    members = [(stratum == s).nonzero()[:, 0].cpu() for s in torch.unique(stratum)]
+
+    def draw(generator: torch.Generator) -> Sequence[Tensor]:
+        turn = torch.arange(len(stratum)) % len(members)
+        order = torch.empty(len(stratum), dtype=torch.long)
+        for k, rows in enumerate(members):
+            mine = turn == k
+            order[mine] = rows[torch.randint(len(rows), (int(mine.sum()),), generator=generator)]
+        return _cut(order, recipe.batch_size)
+
+    return draw
 
 
 def _cut(order: Tensor, size: int) -> Sequence[Tensor]:

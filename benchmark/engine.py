@@ -77,12 +77,22 @@ class Objective(Generic[ConfigT]):
             optimizer.step()
         return loss.detach()
 
+    def lr_factor(self, recipe: Recipe, epoch: float) -> float:
+        """What every learning rate is multiplied with after so many epochs; by default the recipe's schedule."""
+        return 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs)) if recipe.schedule == "cosine" else 1.0
+
     def make_sampler(self, task: "Task", recipe: Recipe) -> Sampler:
-        """The epoch's index batches; override to weight or compose them."""
+        """The epoch's index batches; override to weight or compose them.
+
+        `uniform_group` falls back to `class` where only some images have attributes.
+        """
         if self.sampler == "random":
             return random_order(task.size("train"), recipe)
-        index = torch.from_numpy(task.y("train") if self.sampler == "class" else task.groups("train").index)
-        return weighted(1 / index.bincount()[index].double(), recipe)
+        index = task.groups("train").index if self.sampler == "uniform_group" else task.y("train")
+        if (index < 0).any():
+            index = task.y("train")
+        stratum = torch.from_numpy(index)
+        return weighted(1 / stratum.bincount()[stratum].double(), recipe)
 
     def state_dict(self) -> dict[str, Any]:
         """What beside networks and optimisers must survive a restart (group weights, memories), as plain tensors."""
@@ -104,7 +114,10 @@ def make_optimizer(parameters: Iterator[nn.Parameter], recipe: Recipe) -> Optimi
 
 @dataclass
 class Epoch:
-    """What one epoch left: mean train loss, mean validation loss, and validation predictions (n_val,)."""
+    """What one epoch left: mean train loss, mean validation loss, and validation predictions (n_val,).
+
+    A training without validation leaves NaN and no predictions.
+    """
 
     train_loss: float
     val_loss: float
@@ -124,13 +137,14 @@ class Trajectory:
 class Training:
     """Everything a training needs beside its objective: data, recipe, seeds, clock, places, progress.
 
-    `selector` picks the epoch (None keeps the last); `keep` is called with (epoch, model) after every epoch.
+    It ends after `stop` epochs of the recipe's schedule. Without `val` nothing is evaluated. `selector` picks the epoch
+    (None keeps the last); `keep` is called with (epoch, model) after every epoch.
     """
 
     train: Pixels
-    val: Pixels
+    val: Pixels | None
     recipe: Recipe
-    epochs: int
+    stop: int
     stage: str
     seed: tuple[Any, ...]
     clock: Clock
@@ -150,13 +164,14 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
     if recipe.channels_last:
         players.networks.to(memory_format=torch.channels_last)
     base_lr = [group["lr"] for group in players.parameter_groups()]
+    updates = players.count_updates(model)
     if recipe.compile:
         trunk = model.trunk  # its forward alone: the hook that counts passes stays outside, the state keeps its names
         setattr(trunk, "forward", torch.compile(trunk.forward))  # noqa: B010
 
     with clock.stage(training.stage) as cost:
         trajectory, best = _restore(training, players, cost)
-        for epoch in range(len(trajectory.epochs) + 1, training.epochs + 1):
+        for epoch in range(len(trajectory.epochs) + 1, training.stop + 1):
             seeds = [derive_seed(*training.seed, purpose, epoch) for purpose in ("order", "augment", "forward")]
             order, images = (torch.Generator().manual_seed(seed) for seed in seeds[:2])
             torch.manual_seed(seeds[2])
@@ -164,13 +179,14 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
             transform = augment(recipe.augment, images)
             players.networks.train()
             losses: list[Tensor] = []
+            updates.clear()
             for i, index in enumerate(batches):
-                _set_lr(players, base_lr, recipe, (epoch - 1 + i / len(batches)) / training.epochs)
+                _set_lr(players, base_lr, objective.lr_factor(recipe, epoch - 1 + i / len(batches)))
                 with autocast(recipe, training.train.device):
                     losses.append(objective.step(training.train.batch(index, transform), players.optimizers))
                 if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):
                     _check_finite(losses, training.stage, epoch)
-            cost.n_updates += len(losses)
+            cost.n_updates += len(updates)
             clock.lap()
             billed = asdict(cost)
             with clock.off():
@@ -179,7 +195,7 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
                 if training.keep is not None:
                     training.keep(epoch, model)
                 _save(training, players, trajectory, best, billed)
-                training.progress(training.stage, epoch, training.epochs)
+                training.progress(training.stage, epoch, training.stop)
     model.load_state_dict(best)
     return trajectory
 
@@ -189,10 +205,9 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
 
 
-def _set_lr(players: "_Players", base: list[float], recipe: Recipe, progress: float) -> None:
-    if recipe.schedule == "cosine":
-        for group, lr in zip(players.parameter_groups(), base, strict=True):
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
+def _set_lr(players: "_Players", base: list[float], factor: float) -> None:
+    for group, lr in zip(players.parameter_groups(), base, strict=True):
+        group["lr"] = lr * factor
 
 
 def _check_finite(losses: list[Tensor], stage: str, epoch: int) -> None:
@@ -211,6 +226,8 @@ def predict(function: Callable[[Tensor], Tensor], model: nn.Module, pixels: Pixe
 
 
 def _evaluate(model: "Backbone", training: Training, train_loss: float) -> Epoch:
+    if training.val is None:
+        return Epoch(train_loss, math.nan, np.empty(0, np.int16))
     logits = predict(model, model, training.val, training.recipe)
     loss = F.cross_entropy(logits, training.val.y.cpu()).item()
     return Epoch(train_loss, loss, logits.argmax(1).numpy().astype(np.int16))
@@ -238,6 +255,16 @@ class _Players:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups of all optimisers, in a fixed order."""
         return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+
+    def count_updates(self, model: nn.Module) -> list[None]:
+        """A list that grows with every step that changes the classifier `model`."""
+        updates: list[None] = []
+        own = {id(parameter) for parameter in model.parameters()}
+        for optimizer in self.optimizers.values():
+            if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+                optimizer.register_step_post_hook(lambda *_: updates.append(None))
+                break
+        return updates
 
     def state_dict(self) -> dict[str, Any]:
         """Full state as plain tensors and numbers."""

@@ -15,11 +15,12 @@ ENGINE = ("engine", "data", "backbones", "lab")
 _METHODS = f"{PACKAGE}.methods."
 
 
-def code_fingerprint(module: ModuleType) -> str:
-    """Hash of a method's file and of the package's method files and blocks that it imports, transitively."""
+def code_fingerprint(*modules: ModuleType) -> str:
+    """Hash of methods' files and of the package's method files and blocks that they import, transitively."""
     seen: dict[str, str] = {}
-    if module.__file__:
-        _collect(module.__name__, Path(module.__file__), seen)
+    for module in modules:
+        if module.__file__:
+            _collect(module.__name__, Path(module.__file__), seen)
     return hashlib.sha256("\n".join(f"{name} {seen[name]}" for name in sorted(seen)).encode()).hexdigest()[:16]
 
 

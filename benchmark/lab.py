@@ -3,27 +3,33 @@
 Methods never see it; they get a `Task`, which hands on what is theirs to have.
 """
 
+import json
 import shutil
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import engine
+from .annotations import Annotations
 from .artifacts import Artifact, artifact, save_tensors, work_folder
 from .backbones import Backbone, build_backbone, normalization
 from .cost import Clock, StageCost
 from .data import Pixels, random_order
-from .fingerprint import engine_fingerprint
-from .spec import Block, SplitName, derive_seed
+from .errors import BudgetExceeded
+from .fingerprint import code_fingerprint, engine_fingerprint
+from .spec import Block, Recipe, SplitName, derive_seed
 from .store import Store
 
 Progress = Callable[[str, int, int], None]
 """Told (stage, epoch, epochs) after every epoch."""
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,33 +46,41 @@ class Lab:
     def __init__(self, block: Block, store: Store, device: torch.device, clock: Clock, progress: Progress) -> None:
         self.block, self.store, self.device, self.clock, self.progress = block, store, device, clock, progress
         self.recipe = block.recipe
+        self.test_is_open = False
         self._pixels: dict[SplitName, Pixels] = {}
         model = self._build().to(device)
         self._mean, self._std = normalization(model, store.card)
         # the first pass in a process pays for lazy initialisation, which is nobody's cost
         model(self.pixels("train").batch(torch.arange(2)).x).sum().backward()
 
-    def _build(self) -> Backbone:
+    def _build(self, num_classes: int = 0, purpose: str = "") -> Backbone:
         card, block = self.store.card, self.block
         height, width, channels = card.image
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(*block.stream, "init"))
+            torch.manual_seed(derive_seed(*block.stream, "init", *filter(None, [purpose])))
             return build_backbone(
                 block.backbone,
-                num_classes=len(card.classes),
+                num_classes=num_classes or len(card.classes),
                 in_channels=channels,
                 image=(height, width),
                 weights=block.weights_file or block.weights,
             )
 
-    def model(self) -> Backbone:
-        """A fresh backbone with the same initial weights for every method of the block, metered by the clock."""
-        model = self._build().to(self.device)
+    def model(self, num_classes: int = 0, purpose: str = "") -> Backbone:
+        """A fresh backbone with the same initial weights for every method of the block, metered by the clock.
+
+        With a `purpose` it is another network of the same family, with `num_classes` outputs and weights of its own.
+        """
+        model = self._build(num_classes, purpose).to(self.device)
         self.clock.meter(model, model.trunk, self.pixels("train").batch(torch.tensor([0])).x)
         return model
 
     def pixels(self, split: SplitName) -> Pixels:
-        """Pixels and labels of a split, loaded on first use."""
+        """Pixels and labels of a split, loaded on first use; raises `BudgetExceeded` for the test split before `fit`
+        has returned.
+        """
+        if split == "test" and not self.test_is_open:
+            raise BudgetExceeded("the test split is not for methods: the engine predicts it after fit has returned")
         if split not in self._pixels:
             data = self.store.split(split)
             self._pixels[split] = Pixels(
@@ -74,19 +88,18 @@ class Lab:
             )
         return self._pixels[split]
 
-    def training(self, stage: str, state: Path, epochs: int | None = None, **options: Any) -> engine.Training:
+    def training(self, stage: str, state: Path, **options: Any) -> engine.Training:
         """A training of this block; all methods draw from the same image order and augmentation streams."""
+        recipe: Recipe = options.pop("recipe", self.recipe)
+        usual: dict[str, Any] = {"train": self.pixels("train"), "val": self.pixels("val"), "stop": recipe.epochs}
         return engine.Training(
-            train=self.pixels("train"),
-            val=self.pixels("val"),
-            recipe=self.recipe,
-            epochs=epochs or self.recipe.epochs,
+            **(usual | options),
+            recipe=recipe,
             stage=stage,
             seed=self.block.stream,
             clock=self.clock,
             state=state,
             progress=self.progress,
-            **options,
         )
 
     def erm(self) -> Artifact:
@@ -119,6 +132,40 @@ class Lab:
         model = self.model()
         model.load_state_dict(erm.tensors(_epoch(epoch)))
         return Checkpoint(model, f"{erm.key}/{epoch}")
+
+    def cached(
+        self, kind: str, identity: Any, make: Callable[[], Arrays], annotations: Annotations, labelled: bool
+    ) -> Arrays:
+        """Arrays that `make` computes once for all runs of the block; costs and labels that went in are inherited.
+
+        Keyed by the identity and by the code of the file that `make` is written in; where it uses attributes
+        (`labelled`), by the budget too.
+        """
+        code = code_fingerprint(sys.modules[make.__module__])
+        name = {"block": self.block.key, "engine": engine_fingerprint(), "code": code, "of": identity}
+
+        def fill(folder: Path) -> StageCost:
+            closed = not labelled
+            with (
+                self.clock.apart() as (stages, shared),
+                annotations.apart(closed=closed) as used,
+                self.clock.stage(kind),
+            ):
+                arrays = make()
+            for key, array in arrays.items():
+                np.save(folder / f"{key}.npy", array)
+            rows = {key: np.flatnonzero(mask).tolist() for key, mask in used.items()}
+            costs = {key: asdict(cost) for key, cost in shared.items()}
+            (folder / "inherited.json").write_text(json.dumps({"arrays": list(arrays), "labels": rows, "costs": costs}))
+            return StageCost.total(list(stages.values()))
+
+        made = artifact(kind, {**name, "budget": str(annotations.budget) if labelled else ""}, fill)
+        inherited = made.json("inherited")
+        for key, cost in inherited["costs"].items():
+            self.clock.inherit(key, StageCost(**cost))
+        self.clock.inherit(f"{kind}:{made.key}", made.cost)
+        annotations.inherit(inherited["labels"])
+        return {key: made.array(key) for key in inherited["arrays"]}
 
     def outputs(self, checkpoint: Checkpoint, split: SplitName) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, K), float32 on the CPU, evaluation transform; cached by checkpoint."""

@@ -5,6 +5,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from .backbones import check_backbone
 from .errors import UnknownName, UserError
 from .fingerprint import code_fingerprint
 from .registry import BACKBONES, DATASETS, METHODS, PACKAGE, SOURCES, MethodEntry
-from .spec import Block, Budget, Card, MethodName, Recipe, RunSpec, override
+from .spec import PSEUDO, Block, Budget, Card, MethodName, Recipe, RunSpec, method_label, override
 from .store import Dataset, Store, open_store
 
 DEFAULT_SEEDS = (0, 1, 2)
@@ -33,15 +34,32 @@ class Request:
     weights: str = "none"
     seeds: tuple[int, ...] = DEFAULT_SEEDS
     settings: dict[str, str] = field(default_factory=dict)
+    extra: str = ""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A cell that is not run, and why."""
+
+    dataset: str
+    backbone: str
+    method: str
+    budget: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run to make (`spec`), or a cell that cannot be run and why (`reason`)."""
+    """A run to make, or a cell that is not run."""
 
     label: str
     spec: RunSpec | None = None
-    reason: str = ""
+    absent: Absent | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why there is no run."""
+        return self.absent.reason if self.absent else ""
 
 
 @dataclass
@@ -143,19 +161,23 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
         if cell is None:
             continue
         entry, name, card, budget = cell.entry, cell.name, cell.card, cell.budget
-        policy = entry.requires.resolve(budget, name.policy)
-        if policy.tag == "n/a":
-            runs.append(Planned(f"{request.method} on {card.name} · {budget}", reason=policy.reason))
+        backbone = request.backbone or card.backbone
+        needs = cell.source.requires if cell.source else None
+        policy = entry.requires.resolve(budget, name.policy, needs, bool(name.extra))
+        if policy.reason:
+            label = method_label(name.host, name.source, name.policy, name.extra)
+            absent = Absent(card.name, backbone, label, str(budget), policy.reason)
+            runs.append(Planned(f"{label} on {card.name} · {budget}", absent=absent))
             continue
+        source = SOURCES[PSEUDO] if policy.tag == "pseudo" else cell.source
         if card.name not in stores:
             stores[card.name] = open_store(make_dataset(request.dataset)[0], card, root)
         weights, file = _weights(request.weights)
-        code = code_fingerprint(sys.modules[entry.cls.__module__])
         for seed in request.seeds:
             block = Block(
                 dataset=card.name,
                 fingerprint=stores[card.name].fingerprint,
-                backbone=request.backbone or card.backbone,
+                backbone=backbone,
                 weights=weights,
                 recipe=cell.recipe,
                 seed=seed,
@@ -164,14 +186,26 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
             spec = RunSpec(
                 block=block,
                 method=name.host,
-                source=name.source,
+                source=source.name if source else "",
                 policy=policy.tag,
-                config=tuple(sorted(asdict(cell.config).items())),
+                config=_frozen(cell.config),
                 budget=budget,
-                code=code,
+                code=entries_fingerprint(entry, source),
+                source_config=_frozen(cell.source_config) if source else (),
+                extra=name.extra,
             )
             runs.append(Planned(spec.label, spec))
     return Plan(runs, stores)
+
+
+def entries_fingerprint(entry: MethodEntry, source: MethodEntry | None) -> str:
+    """Fingerprint of the code of a method and, if it is composed with one, of its group source."""
+    modules = [sys.modules[part.cls.__module__] for part in (entry, source) if part]
+    return code_fingerprint(*modules)
+
+
+def _frozen(config: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(asdict(config).items()))
 
 
 @dataclass(frozen=True)
@@ -179,11 +213,13 @@ class _Cell:
     """A request with everything looked up and every setting applied."""
 
     entry: MethodEntry
+    source: MethodEntry | None
     name: MethodName
     card: Card
     budget: Budget
     recipe: Recipe
     config: Any
+    source_config: Any
 
 
 def _resolve(request: Request, problems: list[str]) -> _Cell | None:
@@ -198,42 +234,58 @@ def _resolve(request: Request, problems: list[str]) -> _Cell | None:
 
     if not request.seeds or min(request.seeds) < 0:
         problems.append(f"seeds must be whole numbers from 0, got {list(request.seeds)}")
-    name = attempt(lambda: MethodName.parse(request.method))
+    if request.extra not in ("", "val"):
+        problems.append(f"--extra {request.extra}: only val can be had, the granted validation images")
+    name = attempt(lambda: MethodName.parse(request.method + ("(+val)" if request.extra else "")))
     entry = attempt(lambda: METHODS[name.host]) if name else None
     card = attempt(lambda: find_card(request.dataset)[1])
-    budget = attempt(lambda: Budget.parse(request.budget or (entry.requires.native if entry else "none")))
-    if name and name.source:
-        attempt(lambda: SOURCES[name.source])
+    budget = attempt(lambda: Budget.parse(request.budget or _native(entry, name)))
+    source = attempt(lambda: SOURCES[name.source]) if name and name.source else None
     if card and budget:
         attempt(lambda: budget.columns(card))
     family = request.backbone.partition(":")[0]
     known = attempt(lambda: BACKBONES[family]) if family else True
-    if not (name and entry and card and budget and known):
+    if not (name and entry and card and budget and known) or (name.source and not source):
         return None
     attempt(lambda: check_backbone(request.backbone or card.backbone, card, request.weights))
-    changes = attempt(lambda: _split_settings(request.settings, name.host))
+    borrowed = source or SOURCES[PSEUDO]
+    changes = attempt(lambda: _split_settings(request.settings, name.host, borrowed.name))
     if changes is None:
         return None
     recipe, found = override(card.recipe, changes[0], "recipe")
     config, more = override(entry.config(), changes[1], name.host)
-    problems += [*found, *more]
-    if hasattr(config, "check"):
-        attempt(lambda: config.check(recipe))
-    return _Cell(entry, name, card, budget, recipe, config)
+    source_config, most = override(borrowed.config(), changes[2], borrowed.name)
+    problems += [*found, *more, *most]
+    for settings in (config, source_config):
+        if hasattr(settings, "check"):
+            attempt(partial(settings.check, recipe))
+    return _Cell(entry, source, name, card, budget, recipe, config, source_config)
 
 
-def _split_settings(settings: dict[str, str], host: str) -> tuple[dict[str, str], dict[str, str]]:
-    """`recipe.KEY` goes to the recipe, `METHOD.KEY` to that method only, a bare KEY to every method of the request."""
-    recipe, config = {}, {}
+def _native(entry: MethodEntry | None, name: MethodName | None) -> str:
+    """The rung of a method when none is asked for: a composed one is at home where its source is."""
+    if name and name.source and name.source in SOURCES:
+        return SOURCES[name.source].requires.native
+    return entry.requires.native if entry else "none"
+
+
+def _split_settings(settings: dict[str, str], host: str, source: str) -> tuple[dict[str, str], ...]:
+    """By the prefix of their key: those of the recipe (`recipe.KEY`), of the method and of its source.
+
+    `METHOD.KEY` goes to that method only, a bare KEY to every method of the request.
+    """
+    parts: tuple[dict[str, str], ...] = {}, {}, {}
     for key, value in settings.items():
         prefix, dot, rest = key.rpartition(".")
         if prefix == "recipe":
-            recipe[rest] = value
+            parts[0][rest] = value
         elif not dot or prefix == host:
-            config[rest] = value
-        elif prefix not in METHODS:
+            parts[1][rest] = value
+        elif prefix == source:
+            parts[2][rest] = value
+        elif prefix not in METHODS and prefix not in SOURCES:
             raise UnknownName("setting", key, [f"recipe.{rest}", f"{host}.{rest}"])
-    return recipe, config
+    return parts
 
 
 def _weights(weights: str) -> tuple[str, str]:

@@ -74,12 +74,13 @@ class AttributeRow(_Part):
 
 
 class Selection(_Part):
-    """How the model was selected."""
+    """How the model was selected; `seen` counts the images, per group or class, by which an epoch was chosen."""
 
     criterion: Name
     value: float | None
     step: int | None
     candidates: Count
+    seen: list[Count] = []
 
 
 class Ledger(_Part):
@@ -106,11 +107,12 @@ class GroupRow(_Part):
 
 
 class EpochRow(_Part):
-    """One epoch: mean losses, and correct validation predictions per group."""
+    """One epoch: mean losses, correct validation predictions per group, and those among the images selected by."""
 
     train_loss: float
     val_loss: float
     correct_val: list[Count]
+    correct_seen: list[Count] = []
 
 
 class Stage(_Part):
@@ -159,8 +161,10 @@ class RunRecord(_Part):
     weights: str
     method: Name
     source: Name
-    policy: Literal["", "class", "carried"]
+    policy: Literal["", "class", "pseudo", "subset", "masked", "carried"]
     config: dict[str, Any]
+    source_config: dict[str, Any] = {}
+    extra: Literal["", "val"] = ""
     budget: Annotated[Name, AfterValidator(_budget)]
     recipe: Annotated[dict[str, Any], AfterValidator(_recipe)]
     seed: int
@@ -172,6 +176,8 @@ class RunRecord(_Part):
     labels: Ledger | None = None
     groups: list[GroupRow] = []
     history: list[EpochRow] = []
+    search: list[EpochRow] = []
+    """The training that the epoch was chosen in, where the model was then fitted anew on those images too."""
     metrics: Values = {}
     val_metrics: Values = {}
     ci: dict[Literal["wga"], tuple[Share, Share]] = {}
@@ -211,14 +217,24 @@ class RunRecord(_Part):
         """The run hash that the identity fields give; an edited field changes it."""
         recipe = Recipe(**self.recipe)
         block = Block(self.dataset, self.fingerprint, self.backbone, self.weights, recipe, self.seed)
-        config = tuple(sorted(self.config.items()))
-        budget = Budget.parse(self.budget)
-        return RunSpec(block, self.method, self.source, self.policy, config, budget, self.code, self.protocol).hash
+        spec = RunSpec(
+            block=block,
+            method=self.method,
+            source=self.source,
+            policy=self.policy,
+            config=tuple(sorted(self.config.items())),
+            budget=Budget.parse(self.budget),
+            code=self.code,
+            source_config=tuple(sorted(self.source_config.items())),
+            extra=self.extra,
+            protocol=self.protocol,
+        )
+        return spec.hash
 
     @property
     def label(self) -> str:
         """Method as typed on the command line, with its policy."""
-        return method_label(self.method, self.source, self.policy)
+        return method_label(self.method, self.source, self.policy, self.extra)
 
     def to_json(self) -> bytes:
         """Canonical JSON, one field a line at the top level."""

@@ -74,7 +74,7 @@ class Registry(Generic[T]):
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A registered method: its class, its typed configuration and what it needs."""
+    """A registered method or group source: its class, its typed configuration and what it needs."""
 
     name: str
     cls: type[Any]
@@ -132,14 +132,34 @@ def method(name: str, *, paper: str, requires: Requires, config: type[Any] = NoC
     """
 
     def register(cls: C) -> C:
-        if not is_dataclass(config) or any(f.default is f.default_factory is MISSING for f in fields(config)):
-            raise UserError(f"method {name!r}: config must be a dataclass with a default for every field")
+        _check_config(f"method {name!r}", config)
         if not (hasattr(cls, "fit") or hasattr(cls, "loss")):
             raise UserError(f"method {name!r} needs `loss(batch)` (an Objective) or `fit(task)`")
         METHODS.add(name, MethodEntry(name, cls, config, requires, paper))
         return cls
 
     return register
+
+
+def source(name: str, *, paper: str, requires: Requires, config: type[Any] = NoConfig) -> Callable[[C], C]:
+    """Register a group source: a class with `attributes(task, split) -> Attributes`, for use as `HOST+SOURCE`.
+
+    It is constructed with an instance of `config`, a frozen dataclass with a default for every field.
+    """
+
+    def register(cls: C) -> C:
+        _check_config(f"source {name!r}", config)
+        if not hasattr(cls, "attributes"):
+            raise UserError(f"source {name!r} needs `attributes(task, split)`")
+        SOURCES.add(name, MethodEntry(name, cls, config, requires, paper))
+        return cls
+
+    return register
+
+
+def _check_config(what: str, config: type[Any]) -> None:
+    if not is_dataclass(config) or any(f.default is f.default_factory is MISSING for f in fields(config)):
+        raise UserError(f"{what}: config must be a dataclass with a default for every field")
 
 
 def dataset(name: str, cards: dict[str, Card]) -> Callable[[C], C]:

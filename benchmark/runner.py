@@ -6,7 +6,7 @@ import platform
 import secrets
 import shutil
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import engine, metrics, record
-from .annotations import Annotations
+from .annotations import Annotations, halves
 from .artifacts import work_folder
 from .cost import Clock, CostReport
 from .errors import DiskError, NonFiniteLoss, UserError
@@ -25,10 +25,11 @@ from .home import lock, runs_home
 from .lab import Lab, Progress
 from .planning import Request, plan
 from .record import Arrays, RunRecord
-from .registry import METHODS
-from .spec import SPLITS, Card, RunSpec, SplitName
+from .registry import METHODS, SOURCES
+from .selection import Selector
+from .spec import SPLITS, Card, RunSpec, SplitName, derive_seed
 from .store import Store
-from .task import Predictor, Task
+from .task import Pool, Predictor, Task
 
 SESSION = secrets.token_hex(6)
 """Identifies this invocation: costs are compared within one."""
@@ -87,14 +88,56 @@ def execute(spec: RunSpec, store: Store, facts: dict[str, Any], progress: Progre
     lab = Lab(spec.block, store, device, clock, progress)
     train, val = store.split("train"), store.split("val")
     annotations = Annotations(
-        store.card, {"train": train.y, "val": val.y}, {"train": train.a, "val": val.a}, spec.budget
+        store.card, {"train": train.y, "val": val.y}, {"train": train.a, "val": val.a}, spec.budget, spec.block.seed
     )
-    predictor = _fit(spec, Task(spec, lab, annotations))
-    logits: dict[SplitName, NDArray[np.float32]] = {name: _logits(lab, predictor, name) for name in ("val", "test")}
-    return _record(facts, store, predictor, annotations, clock, logits)
+    fitted = _fit(spec, lab, annotations)
+    lab.test_is_open = True
+    logits: dict[SplitName, NDArray[np.float32]] = {
+        name: _logits(lab, fitted.predictor, name) for name in ("val", "test")
+    }
+    return _record(facts, store, fitted, annotations, clock, logits)
 
 
-def _fit(spec: RunSpec, task: Task) -> Predictor:
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """What fitting left: the predictor, the rule its epoch was chosen by (None where no epoch was chosen), and the
+    training that it was chosen in, where that was another one.
+    """
+
+    predictor: Predictor
+    selector: Selector | None
+    search: engine.Trajectory | None = None
+
+
+def _fit(spec: RunSpec, lab: Lab, annotations: Annotations) -> _Fitted:
+    """Fit once; where the run trains on validation images twice, since no image may select what it was fitted on.
+
+    The first fit holds half of the granted validation images out and selects by them; the second one is on all of them,
+    with the decisions of the first (spec: metrics and protocol, section 10.2).
+    """
+    source = SOURCES[spec.source].cls(SOURCES[spec.source].config(**dict(spec.source_config))) if spec.source else None
+    granted = annotations.rows("val")
+    every = np.arange(len(lab.pixels("train")))
+    some = annotations.rows("train") if spec.policy == "subset" else every
+    borrowed = spec.extra or (spec.policy in ("subset", "masked") and spec.budget.grant.train == 0)
+    if not borrowed:
+        pool = Pool(some, granted[:0]) if spec.policy == "subset" else None
+        task = Task(spec, lab, annotations, source=source, pool=pool)
+        predictor = _call(spec, task)
+        return _Fitted(predictor, task.selector() if predictor.trajectory else None)
+
+    y = lab.pixels("val").y.cpu().numpy()[granted]
+    fit, select = halves(granted, y, np.random.default_rng(derive_seed(*spec.block.stream, "halves")))
+    first = Task(spec, lab, annotations, source=source, pool=Pool(some, fit), select=select, prefix="search:")
+    searched = _call(spec, first)
+    decisions = first.decisions
+    second = Task(spec, lab, annotations, source=source, pool=Pool(some, granted), replayed=decisions)
+    predictor = _call(spec, second)
+    annotations.bill_labels(granted)
+    return _Fitted(predictor, first.selector() if searched.trajectory else None, searched.trajectory)
+
+
+def _call(spec: RunSpec, task: Task) -> Predictor:
     entry = METHODS[spec.method]
     method = entry.cls(entry.config(**dict(spec.config)))
     predictor = task.train(method) if isinstance(method, engine.Objective) else method.fit(task)
@@ -136,6 +179,8 @@ def _facts(spec: RunSpec, card: Card, session: str) -> dict[str, Any]:
         "source": spec.source,
         "policy": spec.policy,
         "config": dict(spec.config),
+        "source_config": dict(spec.source_config),
+        "extra": spec.extra,
         "budget": str(spec.budget),
         "recipe": asdict(block.recipe),
         "seed": block.seed,
@@ -175,7 +220,7 @@ def _cpu_name() -> str:
 def _record(
     facts: dict[str, Any],
     store: Store,
-    predictor: Predictor,
+    fitted: _Fitted,
     annotations: Annotations,
     clock: Clock,
     logits: dict[SplitName, NDArray[np.float32]],
@@ -199,23 +244,30 @@ def _record(
             arrays |= {f"{name}_unit": splits[name].units().astype(np.int32)}
     packed = record.pack(arrays)
     worst = metrics.worst_group(*counts["test"])
-    history = [
-        record.EpochRow(
-            train_loss=epoch.train_loss,
-            val_loss=epoch.val_loss,
-            correct_val=np.bincount(
-                group["val"][epoch.predictions == splits["val"].y], minlength=card.num_groups
-            ).tolist(),
-        )
-        for epoch in (predictor.trajectory.epochs if predictor.trajectory else ())
-    ]
+    predictor, selector = fitted.predictor, fitted.selector
+
+    def history(trajectory: engine.Trajectory | None, selector: Selector | None) -> list[record.EpochRow]:
+        return [
+            record.EpochRow(
+                train_loss=epoch.train_loss,
+                val_loss=epoch.val_loss,
+                correct_val=np.bincount(
+                    group["val"][epoch.predictions == splits["val"].y], minlength=card.num_groups
+                ).tolist(),
+                correct_seen=selector.counts(epoch.predictions)[0].tolist() if selector else [],
+            )
+            for epoch in (trajectory.epochs if trajectory else ())
+        ]
+
+    seen = selector.groups.counts().tolist() if selector else []
     result = RunRecord(
         **facts,
         status="finished",
-        selection=record.Selection(**asdict(predictor.choice)),
+        selection=record.Selection(**asdict(predictor.choice), seen=seen),
         labels=record.Ledger(**asdict(annotations.ledger())),
         groups=group_rows(card, n_train, counts["val"], counts["test"]),
-        history=history,
+        history=history(predictor.trajectory, None if fitted.search else selector),
+        search=history(fitted.search, selector),
         metrics=metrics.evaluate(*counts["test"], n_train, card.shape, card.attributes),
         val_metrics=metrics.evaluate(*counts["val"], n_train, card.shape, card.attributes),
         ci={"wga": metrics.wilson_interval(int(counts["test"][0][worst]), int(counts["test"][1][worst]))},

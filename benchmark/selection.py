@@ -66,17 +66,20 @@ def first_best(scores: Sequence[Score]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Selector:
-    """A criterion bound to the groups (or classes, as groups) of some validation examples."""
+    """A criterion bound to some validation examples: their positions `rows` (m,), labels and groups (or classes)."""
 
     criterion: Criterion
+    rows: NDArray[np.int64]
     truth: NDArray[np.int64]
     groups: Groups
 
+    def counts(self, predictions: NDArray[np.integer]) -> tuple[metrics.Counts, metrics.Counts]:
+        """Correct and total examples per group, from the predicted classes of all of validation (n,)."""
+        return metrics.group_counts(predictions[self.rows] == self.truth, self.groups.index, self.groups.num)
+
     def __call__(self, predictions: NDArray[np.integer]) -> Score:
-        """Score of predicted classes (n,); larger is better."""
-        return self.criterion.score(
-            *metrics.group_counts(predictions == self.truth, self.groups.index, self.groups.num)
-        )
+        """Score of the predicted classes of all of validation (n,); larger is better."""
+        return self.criterion.score(*self.counts(predictions))
 
     def best(self, candidates: Iterable[NDArray[np.integer]]) -> tuple[int, Score]:
         """Position and score of the best candidate, the earliest among equals."""

@@ -38,25 +38,46 @@ def derive_seed(*parts: Any) -> int:
 
 @dataclass(frozen=True)
 class Rung:
-    """One step of the annotation ladder: which images' attributes may be used, and for what."""
+    """One step of the annotation ladder: whose attributes are granted, and what for.
+
+    `train` is the share of train images whose attributes may be fitted on, `val` the share of validation images whose
+    attributes are granted: to select by, and with `val_fit` to fit on too. `optional` rungs are stress tests and
+    ablations beside the standard ones.
+    """
 
     name: str
-    train: bool
+    train: float
+    val: float
     val_fit: bool
-    val_select: bool
     criterion: str
     summary: str
+    optional: bool = False
 
 
-RUNGS: dict[str, Rung] = {
-    rung.name: rung
-    for rung in (
-        Rung("none", False, False, False, "val-worst-class", "no attribute label; selection by the worst class"),
-        Rung("select", False, False, True, "val-wga", "validation attributes, for selection only"),
-        Rung("val", False, True, True, "val-wga-smoothed", "validation attributes, for fitting and selection"),
-        Rung("train+val", True, True, True, "val-wga", "all attributes of train and validation"),
-    )
-}
+def _rungs() -> list[Rung]:
+    smoothed, plain = "val-wga-smoothed", "val-wga"  # a share of validation holds groups of a few images
+    few = "of {} % of validation, drawn by class"
+    return [
+        Rung("none", 0, 0, False, "val-worst-class", "no attribute label; selection by the worst class"),
+        *(
+            Rung(f"select-{k}", 0, k / 100, False, smoothed, f"attributes {few.format(k)}, for selection only", True)
+            for k in (1, 5, 20)
+        ),
+        Rung("select", 0, 1, False, plain, "validation attributes, for selection only"),
+        *(
+            Rung(f"val-{k}", 0, k / 100, True, smoothed, f"attributes {few.format(k)}, to fit and to select", k == 1)
+            for k in (1, 5, 20)
+        ),
+        Rung("val", 0, 1, True, smoothed, "validation attributes, to fit and to select"),
+        *(
+            Rung(f"train-{k}", k / 100, 1, True, plain, f"attributes of {k} % of train and all of validation", True)
+            for k in (1, 10, 33)
+        ),
+        Rung("train+val", 1, 1, True, plain, "all attributes of train and validation"),
+    ]
+
+
+RUNGS: dict[str, Rung] = {rung.name: rung for rung in _rungs()}
 """The ladder, poorest rung first (spec: metrics and protocol, section 10)."""
 
 
@@ -76,7 +97,7 @@ class Budget:
         attributes = tuple(sorted({name for name in names.split(",") if name}))  # one spelling for one grant
         if colon and not attributes:
             raise UserError(f"budget {text!r} ends in a colon: write {rung!r}, or {rung}:ATTRIBUTE")
-        if attributes and not RUNGS[rung].val_select:
+        if attributes and not RUNGS[rung].val:
             raise UserError(f"budget {text!r}: {rung} grants no attribute, so none can be named")
         return cls(rung, attributes)
 
@@ -108,38 +129,91 @@ class Budget:
 
 @dataclass(frozen=True)
 class Requires:
-    """What a method needs and where it is at home.
+    """What a method (or a group source) needs, and where it is at home.
 
-    `fit`: whose attributes it fits on. `native`: its rung when none is asked for. `class_fallback`: with fewer labels
-    it runs with classes in place of groups (`@class`).
+    `fit`: whose attributes it fits on. `native`: its rung when none is asked for. `classes`: what becomes of it when no
+    attribute is granted and groups are classes: it runs (`class`), it equals ERM and is not rerun (`erm`), or it does
+    not exist (`n/a`). `masked`: it can train on images of which only some have attributes (the others are -1).
     """
 
     fit: Literal["none", "val", "train"] = "none"
     native: str = "none"
-    class_fallback: bool = False
+    classes: Literal["n/a", "class", "erm"] = "n/a"
+    masked: bool = False
 
-    def resolve(self, budget: Budget, policy: str = "") -> "Policy":
-        """Decide how the method runs at a budget: natively, under a policy, or not at all."""
+    def resolve(
+        self, budget: Budget, policy: str = "", source: "Requires | None" = None, extra: bool = False
+    ) -> "Policy":
+        """Decide how the method runs at a budget: natively, under a policy, or not at all.
+
+        `policy` is the one asked for, if any; `source` are the needs of the group source it is composed with; `extra`
+        asks to train on the granted validation images too.
+        """
         grant = budget.grant
-        granted = {"none": True, "val": grant.val_fit, "train": grant.train}[self.fit]
+        if extra and (self.fit == "val" or policy in ("subset", "masked")):
+            return Policy("n/a", "it trains on granted validation images anyway, so extra val does not apply")
+        if extra and not grant.val_fit:
+            return Policy("n/a", "extra val needs val-5")
+        if source is not None:
+            return self._composed(source, budget, policy)
         if policy == "class":
-            if not self.class_fallback:
-                return Policy("n/a", "it uses no groups, so @class does not apply to it")
+            return self._by_classes("it uses no groups, so @class does not apply to it")
+        if policy:
+            return self._by_some(budget, policy)
+        if {"none": True, "val": grant.val_fit, "train": grant.train == 1}[self.fit]:
+            return _at_home(self.native, budget)
+        if self.fit == "train" and grant.val_fit:
+            return Policy("pseudo")
+        return self._by_classes("needs val-5")
+
+    def _composed(self, source: "Requires", budget: Budget, policy: str) -> "Policy":
+        if policy:
+            return Policy("n/a", f"a source says what groups are, so @{policy} does not apply")
+        if self.fit == "none":
+            return Policy("n/a", "it uses no groups, so a source does not apply to it")
+        if source.fit != "none" and not budget.grant.val_fit:
+            return Policy("n/a", "its source needs val-5")
+        return _at_home(source.native, budget)
+
+    def _by_classes(self, otherwise: str) -> "Policy":
+        if self.classes == "class":
             return Policy("class")
-        if granted:
-            at_home = max(Budget(self.native).order, Budget("select").order)  # choosing among epochs is native to all
-            return Policy("carried" if budget.order > at_home else "")
-        if self.class_fallback and not grant.val_fit:
-            return Policy("class")
-        return Policy("n/a", f"needs {'train+val' if self.fit == 'train' else 'val'}")
+        if self.classes == "erm":
+            return Policy("erm", "≡ erm: one environment, nothing to match; not rerun")
+        return Policy("n/a", otherwise)
+
+    def _by_some(self, budget: Budget, policy: str) -> "Policy":
+        """A policy for attributes of some images, asked for by name."""
+        if self.fit != "train":
+            return Policy("n/a", f"@{policy} is for methods that fit on attributes of train")
+        if policy == "masked" and not self.masked:
+            return Policy("n/a", "it cannot leave out the attributes of some images, so @masked does not apply")
+        if budget.grant.train == 1:
+            return Policy("n/a", f"all attributes are granted, so @{policy} does not apply")
+        return Policy(policy) if budget.grant.val_fit else Policy("n/a", "needs val-5")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How a method runs at a budget: `tag` is `""` (native), `class`, `carried` or `n/a` with its `reason`."""
+    """How a method runs at a budget.
+
+    `tag` is `""` (native), `carried` (it needs fewer labels than are granted), `class` (classes are its groups),
+    `pseudo` (attributes predicted from the granted ones), `subset` (fine-tuned from ERM on annotated images only),
+    `masked` (attribute terms on annotated images only), or, with a `reason`, `erm` (identical to ERM, not rerun) and
+    `n/a`.
+    """
 
     tag: str
     reason: str = ""
+
+
+POLICIES = ("class", "pseudo", "subset", "masked")
+"""Policies that can be asked for, as `METHOD@POLICY`; they are part of a row's name."""
+
+
+def _at_home(native: str, budget: Budget) -> Policy:
+    home = max(Budget(native).order, Budget("select").order)  # choosing among epochs is native to all
+    return Policy("carried" if budget.order > home else "")
 
 
 # ------------------------------------------------------------------------------------------------------- datasets
@@ -235,24 +309,32 @@ class Card:
 # ----------------------------------------------------------------------------------------------------------- runs
 
 
+PSEUDO = "predictor"
+"""The source that `@pseudo` stands for."""
+
+
 @dataclass(frozen=True)
 class MethodName:
-    """`HOST[+SOURCE][@POLICY]` as typed on the command line."""
+    """`HOST[+SOURCE][@POLICY]` as typed on the command line; in suites and tables `(+val)` may follow."""
 
     host: str
     source: str = ""
     policy: str = ""
+    extra: Literal["", "val"] = ""
 
     @classmethod
     def parse(cls, text: str) -> "MethodName":
-        """Split the three parts; which of them exist is for the registries to say."""
-        rest, at, policy = text.partition("@")
+        """Split the parts; which of them exist is for the registries to say."""
+        name = text.removesuffix("(+val)")
+        rest, at, policy = name.partition("@")
         host, plus, source = rest.partition("+")
         if not host or (at and not policy) or (plus and not source):
             raise UserError(f"method {text!r}: write HOST, HOST+SOURCE, HOST@POLICY or HOST+SOURCE@POLICY")
-        if policy not in ("", "class"):
-            raise UnknownName("policy", policy, ["class"])
-        return cls(host, source, policy)
+        if policy and policy not in POLICIES:
+            raise UnknownName("policy", policy, POLICIES)
+        if source == PSEUDO and not policy:  # one spelling for one run
+            source, policy = "", "pseudo"
+        return cls(host, source, policy, "val" if name != text else "")
 
 
 @dataclass(frozen=True)
@@ -288,7 +370,7 @@ class Block:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Identity of one run. `code` is the fingerprint of the method's file and of the blocks it imports."""
+    """Identity of one run. `code` is the fingerprint of the files of method and source and of what they import."""
 
     block: Block
     method: str
@@ -297,6 +379,9 @@ class RunSpec:
     config: tuple[tuple[str, Any], ...]
     budget: Budget
     code: str
+    source_config: tuple[tuple[str, Any], ...] = ()
+    extra: Literal["", "val"] = ""
+    """`val`: trained on the granted validation images too."""
     protocol: str = PROTOCOL
 
     @cached_property
@@ -312,12 +397,14 @@ class RunSpec:
     @property
     def method_label(self) -> str:
         """Method as typed on the command line."""
-        return method_label(self.method, self.source, self.policy)
+        return method_label(self.method, self.source, self.policy, self.extra)
 
 
-def method_label(method: str, source: str, policy: str) -> str:
-    """`HOST[+SOURCE][@POLICY]`; only the policy that changes what groups are is part of the name."""
-    return f"{method}{f'+{source}' if source else ''}{'@class' if policy == 'class' else ''}"
+def method_label(method: str, source: str, policy: str, extra: str) -> str:
+    """`HOST[+SOURCE][@POLICY][(+val)]`; a policy that changes what the method does is part of the name."""
+    plus = f"+{source}" if source and policy != "pseudo" else ""  # @pseudo names the source `predictor` already
+    at = f"@{policy}" if policy in POLICIES else ""
+    return f"{method}{plus}{at}{'(+val)' if extra else ''}"
 
 
 # ----------------------------------------------------------------------------------------------------- typed knobs

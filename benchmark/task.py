@@ -1,24 +1,26 @@
 """`Task`: everything a method may touch. No test split, attributes only within the budget, every stage billed."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import engine
-from .annotations import Annotations, Groups, Held, Indices
+from . import annotations, engine
+from .annotations import Annotations, Attributes, Groups, Held, Indices
 from .artifacts import work_folder
+from .backbones import Backbone
 from .cost import StageCost
-from .lab import Checkpoint, Lab
+from .data import Joined, Pixels
+from .lab import Arrays, Checkpoint, Lab
 from .selection import CRITERIA, Score, Selector
 from .spec import Card, Recipe, RunSpec, derive_seed
 
-__all__ = ["Checkpoint", "Choice", "Predictor", "Task"]
+__all__ = ["Checkpoint", "Choice", "GroupSource", "Pool", "Predictor", "Task"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,57 @@ class Predictor:
     trajectory: engine.Trajectory | None = None
 
 
-class Task:
-    """One run as its method sees it. There is no test split here, and no attribute beyond the budget."""
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Images that a run trains on: rows of train, then rows of validation."""
 
-    def __init__(self, spec: RunSpec, lab: Lab, annotations: Annotations) -> None:
+    train: Indices
+    val: Indices
+
+    def parts(self) -> list[tuple[Held, Indices]]:
+        """Splits that have rows in it, and the rows."""
+        both: list[tuple[Held, Indices]] = [("train", self.train), ("val", self.val)]
+        return [(split, rows) for split, rows in both if len(rows)]
+
+
+class GroupSource(Protocol):
+    """What stands in for attributes: values for every image of a split, from whatever the task allows."""
+
+    def attributes(self, task: "Task", split: Held) -> Attributes:
+        """Pseudo-attributes (n, k) of all images."""
+        ...
+
+
+Decision = tuple[int, Choice]
+"""Position (an epoch counts from 1) of what was chosen, and the record of the choice."""
+
+
+class Task:
+    """One run as its method sees it. There is no test split here, and no attribute beyond the budget.
+
+    `train` is what the run trains on: the train split, unless policy or `--extra val` say otherwise (`pool`). `select`
+    are the validation images to select by, by default all that are granted. A run that trains on validation images fits
+    twice: first with half of them held out to select by, then on all of them with those decisions `replayed`.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        lab: Lab,
+        labels: Annotations,
+        *,
+        source: GroupSource | None = None,
+        pool: Pool | None = None,
+        select: Indices | None = None,
+        replayed: Sequence[Decision] = (),
+        prefix: str = "",
+    ) -> None:
         self.spec = spec
-        self._lab = lab
-        self._annotations = annotations
+        self.decisions: list[Decision] = []
+        self._lab, self._annotations, self._source = lab, labels, source
+        self._pool, self._select, self._prefix = pool, select, prefix
+        self._replayed = list(replayed)
+        self._found: dict[Held, Attributes] = {}
 
     @property
     def card(self) -> Card:
@@ -71,67 +117,169 @@ class Task:
 
     def size(self, split: Held) -> int:
         """Number of images."""
-        return len(self._lab.pixels(split))
+        return sum(len(rows) for _, rows in self._rows(split))
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A generator of its own for every purpose; the same for every method of the block."""
         return np.random.default_rng(derive_seed(*self.spec.block.stream, purpose))
 
+    def on(self, train: Indices, val: Indices) -> "Task":
+        """The same run, training on these rows of train and of validation; what it was to select by stays."""
+        return Task(self.spec, self._lab, self._annotations, pool=Pool(train, val), select=self._select)
+
+    def _rows(self, split: Held) -> list[tuple[Held, Indices]]:
+        """Where the images of a split as this task sees it lie: splits of the dataset and rows of them."""
+        if split == "train" and self._pool is not None:
+            return self._pool.parts()
+        return [(split, np.arange(len(self._lab.pixels(split))))]
+
     # ------------------------------------------------------------------------------------------------------ labels
 
     def y(self, split: Held, *, fit: bool = False) -> NDArray[np.int64]:
         """Class labels (n,). Say `fit=True` when validation labels go into fitting: they are billed as extra labels."""
-        labels = self._lab.pixels(split).y.cpu().numpy()
         if fit and split == "val":
-            self._annotations.bill_labels(np.arange(len(labels)))
-        return labels
+            self._annotations.bill_labels(self.annotated("val"))
+        parts = [self._lab.pixels(part).y.cpu().numpy()[rows] for part, rows in self._rows(split)]
+        return np.concatenate(parts)
 
-    def groups(self, split: Held, indices: Indices | None = None) -> Groups:
-        """Groups of the images, to fit on: the only door to attributes.
+    def annotated(self, split: Held) -> Indices:
+        """Images of a split that have groups to fit on, sorted; all where groups are classes or pseudo-groups."""
+        if self.spec.policy == "class" or self._source is not None:
+            return np.arange(len(self._lab.pixels(split)))
+        return self._annotations.rows(split)
 
-        The run decides what groups are: true ones within the budget, or classes under the policy `@class`.
-        Raises `BudgetExceeded` when true groups are not granted.
+    def attributes(self, split: Held, rows: Indices | None = None) -> Attributes:
+        """Attributes of the images (of all, or of `rows`), to fit on: the only door to them.
+
+        The run decides what they are: true ones within the budget, none under the policy `@class` (groups are then
+        classes), a group source's; under `@masked` unknown ones are -1. Raises `BudgetExceeded` beyond the grant.
         """
-        if self.spec.policy == "class":
-            y = self.y(split)
-            return Groups(y if indices is None else y[indices], self.num_classes)
-        return self._annotations.groups(split, "fit", indices)
+        if split == "train" and self._pool is not None:
+            joined = Attributes.join([self._attributes(part, own) for part, own in self._pool.parts()])
+            return joined if rows is None else joined.at(rows)
+        return self._attributes(split, np.arange(self.size(split)) if rows is None else rows)
 
-    def selector(self, indices: Indices | None = None) -> Selector:
-        """The rung's selection rule on validation images (all of them, or those of `indices`); bills what it reads."""
-        criterion = CRITERIA[self.spec.budget.grant.criterion]
-        y = self.y("val") if indices is None else self.y("val")[indices]
-        groups = (
-            self._annotations.groups("val", "select", indices)
-            if criterion.needs_groups
-            else Groups(y, self.num_classes)
+    def _attributes(self, split: Held, rows: Indices) -> Attributes:
+        if self.spec.policy == "class":
+            return Attributes.none(len(rows))
+        if self._source is not None:
+            if split not in self._found:
+                plain = Task(self.spec, self._lab, self._annotations, prefix=self._prefix)
+                self._found[split] = self._source.attributes(plain, split)
+            return self._found[split].at(rows)
+        if self.spec.policy == "masked":
+            known = np.isin(rows, self._annotations.rows(split))
+            true = self._annotations.attributes(split, "fit", rows[known])
+            values = np.full((len(rows), len(true.sizes)), -1)
+            values[known] = true.values
+            return Attributes(values, true.sizes)
+        return self._annotations.attributes(split, "fit", rows)
+
+    def groups(self, split: Held, rows: Indices | None = None) -> Groups:
+        """Groups of class and attributes of the images (of all, or of `rows`), to fit on; see `attributes`."""
+        y = self.y(split)
+        return self.attributes(split, rows).groups(y if rows is None else y[rows], self.num_classes)
+
+    def selector(self, rows: Indices | None = None) -> Selector:
+        """The rung's selection rule on validation images (all it may look at, or those among `rows`); billed."""
+        criterion, everything = CRITERIA[self.spec.budget.grant.criterion], np.arange(len(self._lab.pixels("val")))
+        seen = self._annotations.rows("val", "select") if criterion.needs_groups else everything
+        for narrower in (self._select, rows):
+            seen = seen if narrower is None else np.intersect1d(seen, narrower)
+        y = self.y("val")[seen]
+        known = (
+            self._annotations.attributes("val", "select", seen) if criterion.needs_groups else Attributes.none(len(y))
         )
-        return Selector(criterion, y, groups)
+        return Selector(criterion, seen, y, known.groups(y, self.num_classes))
+
+    def halves(self, rows: Indices) -> tuple[Indices, Indices]:
+        """Rows of validation in two, stratified by y: one half to fit on, one to select on (spec 10.2); sorted.
+
+        Images whose attributes are granted for selection only go to the second half first.
+        """
+        only = () if self.spec.budget.grant.val_fit else self._annotations.rows("val", "select")
+        return annotations.halves(rows, self.y("val")[rows], self.rng("halves"), np.isin(rows, only))
 
     # ------------------------------------------------------------------------------------------------------ stages
 
     def stage(self, name: str) -> AbstractContextManager[StageCost]:
         """Bill a piece of work of the method's own, e.g. `with task.stage("head") as cost: cost.n_head_fits += 1`."""
-        return self._lab.clock.stage(name)
+        return self._lab.clock.stage(self._prefix + name)
 
-    def train(self, objective: engine.Objective[Any], stage: str = "train", epochs: int | None = None) -> Predictor:
-        """Train a fresh backbone on the objective and select its epoch by the rung's rule."""
-        lab = self._lab
-        model = lab.model()
-        objective.setup(self, model)
-        training = lab.training(
-            stage, work_folder(self.spec.hash) / f"{stage}.pt", epochs=epochs, selector=self.selector()
-        )
-        trajectory = engine.fit(objective, model, objective.make_sampler(self, self.recipe), training)
-        choice = self._choice(trajectory.score, trajectory.step, len(trajectory.epochs))
+    def cached(
+        self, kind: str, identity: Any, make: Callable[[], Arrays], *, labelled: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        """Arrays by name that `make()` computes once for all runs of the block, e.g. heatmaps or a partition.
+
+        `identity` (plain values) is everything they depend on beside the block and the code. Every run that reads them
+        is billed their cost, and the attributes that went in, which are refused unless they are `labelled`.
+        """
+        return self._lab.cached(kind, identity, make, self._annotations, labelled)
+
+    def network(self, num_classes: int, purpose: str) -> Backbone:
+        """Another network of the block's family, with `num_classes` outputs and initial weights of its own."""
+        return self._lab.model(num_classes, purpose)
+
+    def train(
+        self,
+        objective: engine.Objective[Any],
+        stage: str = "train",
+        *,
+        recipe: Recipe | None = None,
+        start: Checkpoint | None = None,
+    ) -> Predictor:
+        """Train a classifier on the objective and select its epoch by the rung's rule.
+
+        It starts from the block's initial weights (under `@subset` from its ERM), or from `start`.
+        """
+        model = self._lab.model()
+        if start is None and self.spec.policy == "subset":
+            start = self.erm()
+        if start is not None:
+            model.load_state_dict(start.model.state_dict())
+        if self._replayed:
+            step, choice = self._replayed.pop(0)
+            trajectory = self._fit(objective, model, stage, recipe, stop=step)
+        else:
+            trajectory = self._fit(objective, model, stage, recipe, selector=self.selector())
+            choice = self._choice(trajectory.score, trajectory.step, len(trajectory.epochs))
+        self.decisions.append((trajectory.step, choice))
         return Predictor(Checkpoint(model), choice, trajectory=trajectory)
+
+    def train_network(
+        self, objective: engine.Objective[Any], model: Backbone, stage: str, *, recipe: Recipe | None = None
+    ) -> Checkpoint:
+        """Train a network that is not the classifier: nothing is evaluated or selected, its last epoch is kept."""
+        self._fit(objective, model, stage, recipe, val=None)
+        return Checkpoint(model)
+
+    def _fit(
+        self, objective: engine.Objective[Any], model: Backbone, stage: str, recipe: Recipe | None, **options: Any
+    ) -> engine.Trajectory:
+        recipe, stage = recipe or self.recipe, self._prefix + stage
+        objective.setup(self, model)
+        state = work_folder(self.spec.hash) / f"{stage}.pt"
+        training = self._lab.training(stage, state, train=self._pixels(), recipe=recipe, **options)
+        return engine.fit(objective, model, objective.make_sampler(self, recipe), training)
+
+    def _pixels(self) -> Pixels:
+        if self._pool is None:
+            return self._lab.pixels("train")
+        return Joined([(self._lab.pixels(split), rows) for split, rows in self._pool.parts()])
+
+    def images(self, split: Held, size: int = 128) -> Iterator[Tensor]:
+        """Batches of images (B, C, H, W) in order, under the evaluation transform; bill what is done with them."""
+        pixels = self._pixels() if split == "train" else self._lab.pixels(split)
+        return (batch.x for batch in pixels.batches(size))
 
     def erm(self, epoch: int | None = None) -> Checkpoint:
         """The block's shared ERM, by default after its last epoch: chosen by no label."""
         return self._lab.erm_checkpoint(self._lab.erm(), epoch or self.recipe.epochs)
 
     def select_erm(self) -> Predictor:
-        """The shared ERM trajectory with its epoch selected by the rung's rule."""
+        """The shared ERM trajectory with its epoch selected by the rung's rule; trained anew on other images."""
+        if self._pool is not None:
+            return self.train(engine.Objective[None](None))
         erm = self._lab.erm()
         predictions = erm.array("predictions")
         best, score = self.selector().best(predictions)
@@ -144,30 +292,27 @@ class Task:
 
     def features(self, checkpoint: Checkpoint, split: Held) -> Tensor:
         """Penultimate features (n, d), float32 on the CPU, under the evaluation transform."""
-        return self._lab.outputs(checkpoint, split)[0]
+        return torch.cat([self._lab.outputs(checkpoint, part)[0][rows] for part, rows in self._rows(split)])
 
     def logits(self, checkpoint: Checkpoint, split: Held) -> Tensor:
         """Logits (n, K), float32 on the CPU, under the evaluation transform."""
-        return self._lab.outputs(checkpoint, split)[1]
+        return torch.cat([self._lab.outputs(checkpoint, part)[1][rows] for part, rows in self._rows(split)])
 
     def choose(
-        self, predictions: Iterable[NDArray[np.integer[Any]]], indices: Indices | None = None
+        self, predictions: Iterable[NDArray[np.integer[Any]]], rows: Indices | None = None
     ) -> tuple[int, Choice]:
-        """Position of the best of several validation predictions by the rung's rule, and the record of the choice."""
-        candidates = list(predictions)
-        best, score = self.selector(indices).best(candidates)
-        return best, self._choice(score, None, len(candidates))
+        """Position of the best of several predictions (n_val,) by the rung's rule, and the record of the choice.
+
+        It looks at all of validation that the rung lets it see, or at those images among `rows`.
+        """
+        if self._replayed:
+            best, choice = self._replayed.pop(0)
+        else:
+            candidates = list(predictions)
+            best, score = self.selector(rows).best(candidates)
+            choice = self._choice(score, None, len(candidates))
+        self.decisions.append((best, choice))
+        return best, choice
 
     def _choice(self, score: Score | None, step: int | None, candidates: int) -> Choice:
         return Choice(self.spec.budget.grant.criterion, score[0] if score else None, step, candidates)
-
-    def halves(self) -> tuple[Indices, Indices]:
-        """Validation split in two, stratified by y: one to fit on, one to select on (spec 10.2)."""
-        rng = self.rng("halves")
-        y = self.y("val")
-        fit = []
-        for label in range(self.num_classes):
-            members = rng.permutation(np.flatnonzero(y == label))
-            fit.append(members[: len(members) // 2])
-        chosen = np.sort(np.concatenate(fit))
-        return chosen, np.setdiff1d(np.arange(len(y)), chosen)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..benchmark import record as records
 from ..benchmark.errors import CorruptFile
+from ..benchmark.planning import Absent
 from ..benchmark.record import Arrays, RunRecord
 from ..benchmark.spec import Budget
 from . import statistics
@@ -39,7 +40,7 @@ class CostRatio:
 
 @dataclass
 class Row:
-    """One method at one budget over its seeds."""
+    """One method at one budget over its seeds, or the `reason` why it is not run there."""
 
     method: str
     budget: str
@@ -49,6 +50,7 @@ class Row:
     metrics: dict[str, Estimate | None]
     versus_erm: dict[str, Difference] = field(default_factory=dict)
     cost: CostRatio | None = None
+    reason: str = ""
 
     def amplified(self, gap: str) -> bool:
         """Whether a gap is wider than ERM's beyond its interval (the Whac-A-Mole effect)."""
@@ -81,8 +83,11 @@ def collect(paths: Iterable[Path]) -> list[tuple[Path, RunRecord]]:
     return finished
 
 
-def build(found: Sequence[tuple[Path, RunRecord]]) -> list[Table]:
-    """Tables of all blocks, in a fixed order: a pure function of the records and their predictions."""
+def build(found: Sequence[tuple[Path, RunRecord]], absent: Iterable[Absent] = ()) -> list[Table]:
+    """Tables of all blocks, in a fixed order: a pure function of the records and their predictions.
+
+    Cells that a plan left out stand as rows in the tables of their dataset and backbone.
+    """
     blocks: dict[tuple[str, ...], list[tuple[Path, RunRecord]]] = defaultdict(list)
     # a copied record counts once
     once = {record.identity_hash(): (path, record) for path, record in sorted(found, reverse=True)}
@@ -91,7 +96,18 @@ def build(found: Sequence[tuple[Path, RunRecord]]) -> list[Table]:
         blocks[record.protocol, record.dataset, record.fingerprint, record.backbone, record.weights, recipe].append(
             (path, record)
         )
-    return [_table(blocks[key]) for key in sorted(blocks)]
+    tables = [_table(blocks[key]) for key in sorted(blocks)]
+    missing = list(dict.fromkeys(absent))
+    for table in tables:
+        own = [cell for cell in missing if (cell.dataset, cell.backbone) == (table.dataset, table.backbone)]
+        table.rows += [_absent(cell, table) for cell in own]
+        table.rows.sort(key=_place)
+    return tables
+
+
+def _absent(cell: Absent, table: Table) -> Row:
+    metrics = dict.fromkeys(table.rows[0].metrics)
+    return Row(cell.method, cell.budget, "n/a", (), 0, metrics, reason=cell.reason)
 
 
 Cell = list[tuple[Path, RunRecord]]
@@ -124,7 +140,7 @@ def _table(block: Cell) -> Table:
                 row.versus_erm = _differences(cell, sample, erm, erm_sample)
             row.cost = _cost_ratio(cell, erm)
         rows.append(row)
-    rows.sort(key=lambda row: (_order(row.budget), -_value(row, "wga"), row.method, row.budget))
+    rows.sort(key=_place)
     return Table(
         protocol=first.protocol,
         dataset=first.dataset,
@@ -136,6 +152,11 @@ def _table(block: Cell) -> Table:
         rows=rows,
         device=", ".join(sorted({str(r.env.get("device", "unknown")) for _, r in block})),
     )
+
+
+def _place(row: Row) -> tuple[int, float, str, str]:
+    """From poorest to richest budget, best first."""
+    return _order(row.budget), -_value(row, "wga"), row.method, row.budget
 
 
 def _order(budget: str) -> int:

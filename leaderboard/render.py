@@ -42,13 +42,13 @@ def columns(table: Table) -> list[Column]:
     return [
         Column("method", lambda row: row.method),
         Column("budget", lambda row: row.budget + (f" ({row.tag})" if row.tag == "carried" else "")),
-        Column("wga", lambda row: _with_interval(row.metrics["wga"])),
+        Column("wga", lambda row: row.reason or _with_interval(row.metrics["wga"])),
         Column("vs erm", lambda row: _difference(row.versus_erm.get("wga"))),
-        *(Column(name, lambda row, name=name: _percent(row.metrics[name])) for name in MEANS),  # type: ignore[misc]
+        *(Column(name, lambda row, name=name: _percent(row, name)) for name in MEANS),  # type: ignore[misc]
         *(Column(gap, lambda row, gap=gap: _gap(row, gap)) for gap in table.gaps),  # type: ignore[misc]
-        Column("labels", lambda row: f"{row.labels:,}"),
-        Column("cost", _cost),
-        Column("seeds", lambda row: str(len(row.seeds))),
+        Column("labels", lambda row: "" if row.reason else f"{row.labels:,}"),
+        Column("cost", lambda row: "" if row.reason else _cost(row)),
+        Column("seeds", lambda row: "" if row.reason else str(len(row.seeds))),
     ]
 
 
@@ -156,14 +156,18 @@ def _fit(cells: dict[str, list[str]], width: int) -> list[list[str]]:
     return parts
 
 
-def _percent(estimate: Estimate | None) -> str:
-    return MISSING if estimate is None else f"{100 * estimate.mean:.1f}"
+def _percent(row: Row, name: str) -> str:
+    estimate = row.metrics[name]
+    if estimate is None:
+        return "" if row.reason else MISSING
+    return f"{100 * estimate.mean:.1f}"
 
 
 def _with_interval(estimate: Estimate | None) -> str:
-    if estimate is None or math.isnan(estimate.low):
-        return _percent(estimate)
-    return f"{_percent(estimate)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    if estimate is None:
+        return MISSING
+    known = not math.isnan(estimate.low)
+    return f"{100 * estimate.mean:.1f}" + (f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" if known else "")
 
 
 def _difference(difference: Difference | None) -> str:
@@ -174,7 +178,9 @@ def _difference(difference: Difference | None) -> str:
 
 def _gap(row: Row, gap: str) -> str:
     estimate = row.metrics[gap]
-    return MISSING if estimate is None else f"{'> ' if row.amplified(gap) else ''}{100 * estimate.mean:+.1f}"
+    if estimate is None:
+        return "" if row.reason else MISSING
+    return f"{'> ' if row.amplified(gap) else ''}{100 * estimate.mean:+.1f}"
 
 
 def _cost(row: Row) -> str:

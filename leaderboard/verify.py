@@ -9,8 +9,9 @@ import numpy as np
 
 from ..benchmark import metrics
 from ..benchmark import record as records
+from ..benchmark.annotations import grant_size, granted
 from ..benchmark.errors import CorruptFile, UserError
-from ..benchmark.record import Arrays, RunRecord
+from ..benchmark.record import Arrays, EpochRow, RunRecord
 from ..benchmark.selection import CRITERIA, Criterion, first_best
 from ..benchmark.spec import RUNGS, Budget
 
@@ -46,7 +47,7 @@ def verify(path: Path) -> Verdict:
         problems = [*_groups(record), *_arrays(record, arrays)]
         if not problems:
             problems += [*_predictions(record, arrays), *(_labels(record, arrays) if has_labels else ())]
-            problems += [*_metrics(record), *_selection(record), *_ledger(record)]
+            problems += [*_metrics(record), *_selection(record, arrays), *_ledger(record)]
         problems += _identity(record)
     except (CorruptFile, UserError) as error:
         return Verdict(path, "none", (str(error),))
@@ -68,11 +69,9 @@ def _ledger(record: RunRecord) -> Iterator[str]:
     counts, budget = record.counts(), Budget.parse(record.budget)
     grant = RUNGS[budget.rung]
     k = len(budget.attributes) or len(record.attributes)
-    most = {
-        "n_train_a": k * int(counts["n_train"].sum()) * grant.train,
-        "n_val_a_fit": k * int(counts["m_val"].sum()) * grant.val_fit,
-        "n_val_a_select": k * int(counts["m_val"].sum()) * grant.val_select,
-    }
+    n_train = grant_size(_by_class(record, counts["n_train"]), grant.train)
+    n_val = grant_size(_by_class(record, counts["m_val"]), grant.val)
+    most = {"n_train_a": k * n_train, "n_val_a_fit": k * n_val * grant.val_fit, "n_val_a_select": k * n_val}
     for name, limit in most.items():
         if getattr(record.labels, name) > limit:
             yield f"labels.{name}: {getattr(record.labels, name)} is more than the {limit} that budget {budget} grants"
@@ -155,8 +154,8 @@ def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
                 yield f"groups.{g}.{field}: the record says {counts[field][g]}, the predictions give {expected[g]}"
 
 
-def _selection(record: RunRecord) -> Iterator[str]:
-    """The rung's rule was used, and an epoch chosen by it is the first best of the history."""
+def _selection(record: RunRecord, arrays: Arrays) -> Iterator[str]:
+    """The rung's rule was used, and an epoch chosen by it is the first best of the training it was chosen in."""
     chosen, budget = record.selection, Budget.parse(record.budget)
     if chosen is None or chosen.criterion != budget.grant.criterion:
         found = chosen and chosen.criterion
@@ -164,24 +163,63 @@ def _selection(record: RunRecord) -> Iterator[str]:
         return
     if chosen.step is None:
         return
-    if not record.history:
-        yield f"history: empty, though selection.step is {chosen.step}"
+    field, epochs = ("search", record.search) if record.search else ("history", record.history)
+    if not 1 <= chosen.step <= len(epochs):
+        yield f"selection.step: {chosen.step} is not among the {len(epochs)} epochs of {field}"
         return
-    if not 1 <= chosen.step <= len(record.history):
-        yield f"selection.step: {chosen.step} is not among the {len(record.history)} epochs of history"
+    if record.search and len(record.history) != chosen.step:
+        yield f"history: {len(record.history)} epochs, the model was to be fitted for {chosen.step}"
         return
-    counts = record.counts()
-    if record.history[chosen.step - 1].correct_val != counts["correct_val"].tolist():
+    if record.history[chosen.step - 1].correct_val != record.counts()["correct_val"].tolist():
         yield f"history.{chosen.step - 1}.correct_val: not the counts of the selected model"
-    criterion = CRITERIA[chosen.criterion]
-    total = _pooled(record, counts["m_val"], budget, criterion)
-    history = [_pooled(record, np.array(epoch.correct_val), budget, criterion) for epoch in record.history]
-    scores = [criterion.score(correct, total) for correct in history]
+    yield from _seen(record, epochs, field, arrays)
+    seen = np.array(chosen.seen)
+    counts = [np.array(epoch.correct_seen) for epoch in epochs]
+    if any(len(correct) != len(seen) or (correct > seen).any() for correct in counts):
+        yield f"{field}: correct_seen does not fit selection.seen"
+        return
+    scores = [CRITERIA[chosen.criterion].score(correct, seen) for correct in counts]
     best = first_best(scores)
     if best + 1 != chosen.step:
-        yield f"selection.step: the record says {chosen.step}, {chosen.criterion} chooses {best + 1} from the history"
+        yield f"selection.step: the record says {chosen.step}, {chosen.criterion} chooses {best + 1} from {field}"
     if chosen.value is None or not math.isclose(scores[chosen.step - 1][0], chosen.value, abs_tol=1e-9):
-        yield f"selection.value: the record says {chosen.value}, the history gives {scores[chosen.step - 1][0]}"
+        yield f"selection.value: the record says {chosen.value}, {field} gives {scores[chosen.step - 1][0]}"
+
+
+def _seen(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays) -> Iterator[str]:
+    """Selection looked at the images that the budget lets it see (at half of them where the others were fitted on)."""
+    chosen, budget, counts = record.selection, Budget.parse(record.budget), record.counts()
+    if chosen is None:
+        return
+    criterion = CRITERIA[chosen.criterion]
+    total = _pooled(record, counts["m_val"], budget, criterion)
+    seen = np.array(chosen.seen)
+    if len(seen) != len(total) or (seen > total).any():
+        yield f"selection.seen: {chosen.seen} is not part of the {total.tolist()} validation images"
+    elif record.search:  # the half is drawn in the run; how large it is can be told, not which images it holds
+        most = grant_size(_by_class(record, counts["m_val"]), budget.grant.val)
+        if not 0 < seen.sum() < most:
+            yield f"selection.seen: {seen.sum()} images, budget {budget} grants {most} to fit on and to select by"
+    elif not criterion.needs_groups or budget.grant.val == 1:
+        if (seen != total).any():
+            yield f"selection.seen: {chosen.seen}, there are {total.tolist()} validation images"
+        for i, epoch in enumerate(epochs):
+            if epoch.correct_seen != _pooled(record, np.array(epoch.correct_val), budget, criterion).tolist():
+                yield f"{field}.{i}.correct_seen: does not agree with correct_val"
+    elif "val_y" in arrays and chosen.step:
+        y, a = arrays["val_y"].astype(np.int64), arrays["val_a"].astype(np.int64)
+        rows = granted(y, budget.grant.val, record.dataset, record.seed, "val")
+        group = metrics.group_index(y, a, record.shape)[rows]
+        correct, m = metrics.group_counts((arrays["val_prediction"] == y)[rows], group, len(record.groups))
+        found = epochs[chosen.step - 1].correct_seen
+        for name, said, expected in (("selection.seen", chosen.seen, m), (f"{field}.correct_seen", found, correct)):
+            if said != _pooled(record, expected, budget, criterion).tolist():
+                yield f"{name}: {said}, the granted images give {_pooled(record, expected, budget, criterion).tolist()}"
+
+
+def _by_class(record: RunRecord, counts: metrics.Counts) -> metrics.Counts:
+    by_class: metrics.Counts = counts.reshape(record.shape[0], -1).sum(axis=1)
+    return by_class
 
 
 def _pooled(record: RunRecord, counts: metrics.Counts, budget: Budget, criterion: Criterion) -> metrics.Counts:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..benchmark.annotations import Indices
 from ..benchmark.errors import require
 from ..benchmark.registry import method
 from ..benchmark.spec import Requires, derive_seed
@@ -29,16 +30,16 @@ class Config:
 @method(
     "dfr",
     paper="Kirichenko et al., Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations, ICLR 2023",
-    requires=Requires(fit="val", native="val", class_fallback=True),
+    requires=Requires(fit="val", native="val", classes="class"),
     config=Config,
 )
 class DFR:
     """Shared ERM -> validation features -> L1 logistic regression on group-balanced subsets.
 
-    C is chosen by fitting on one half of validation and scoring the other by the rung's rule; the final head is the
-    mean of `refits` heads, each fitted on a balanced subset of all of validation. Granted one attribute, it balances
-    that one. Deviation: features are standardised by all validation features, in tuning too (the original code uses
-    the balanced half there and all train features at the end).
+    C is chosen by fitting on one half of the annotated validation images and scoring the other by the rung's rule; the
+    final head is the mean of `refits` heads, each fitted on a balanced subset of all of them. Granted one attribute, it
+    balances that one. Deviation: features are standardised by all validation features, in tuning too (the original code
+    uses the balanced half there and all train features at the end).
     """
 
     def __init__(self, config: Config) -> None:
@@ -54,14 +55,17 @@ class DFR:
             u = scaler(features)
             rng, seed = task.rng("dfr"), derive_seed(*task.spec.block.stream, "liblinear") % 2**31
 
-            half, rest = task.halves()
-            tuning = half[balanced_subset(task.groups("val", half), rng, self.config.n_min)]
-            heads = [fit_l1(u[tuning], y[tuning], task.num_classes, c, seed) for c in self.config.c_grid]
-            best, choice = task.choose([(u[rest] @ w.T + b).argmax(1) for w, b in heads], rest)
+            def balanced(rows: Indices) -> Indices:
+                return rows[balanced_subset(task.groups("val", rows), rng, self.config.n_min)]
 
-            groups = task.groups("val")
-            subsets = [balanced_subset(groups, rng, self.config.n_min) for _ in range(self.config.refits)]
+            annotated = task.annotated("val")
+            half, rest = task.halves(annotated)
+            tuning = balanced(half)
+            heads = [fit_l1(u[tuning], y[tuning], task.num_classes, c, seed) for c in self.config.c_grid]
+            best, choice = task.choose([(u @ w.T + b).argmax(1) for w, b in heads], rest)
+
             c = self.config.c_grid[best]
+            subsets = [balanced(annotated) for _ in range(self.config.refits)]
             finals = [fit_l1(u[subset], y[subset], task.num_classes, c, seed) for subset in subsets]
             weight, bias = (np.mean(part, axis=0) for part in zip(*finals, strict=True))
             cost.n_head_fits += len(heads) + len(finals)

@@ -33,7 +33,7 @@ class Config:
 @method(
     "groupdro",
     paper="Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020",
-    requires=Requires(fit="train", native="train+val", class_fallback=True),
+    requires=Requires(fit="train", native="train+val", classes="class"),
     config=Config,
 )
 class GroupDRO(Objective[Config]):

@@ -8,7 +8,7 @@ from ..benchmark.spec import Requires
 @method(
     "resample",
     paper="Idrissi et al., Simple data balancing achieves competitive worst-group-accuracy, CLeaR 2022 (there RWG)",
-    requires=Requires(fit="train", native="train+val", class_fallback=True),
+    requires=Requires(fit="train", native="train+val", classes="class"),
 )
 class ReSample(Objective[NoConfig]):
     """Draw n images an epoch with replacement, P(i) proportional to 1/n_g; the loss is plain cross-entropy.

@@ -17,7 +17,7 @@ from ..benchmark.task import Task
 @method(
     "reweight",
     paper="Idrissi et al., Simple data balancing achieves competitive worst-group-accuracy, CLeaR 2022 (RWG's twin)",
-    requires=Requires(fit="train", native="train+val", class_fallback=True),
+    requires=Requires(fit="train", native="train+val", classes="class"),
 )
 class ReWeight(Objective[NoConfig]):
     """`mean_i w_{g_i} CE_i` on shuffled images.

@@ -1,0 +1,43 @@
+"""Images with their low-attention pixels removed or swapped, as in MaC (HosseiniNoohdani et al.).
+
+Images are (B, C, H, W), masks (B, 1, H, W) with True on the pixels that stay, `fill` is anything that broadcasts to
+the images: MaC takes the mean of each channel over the batch (1, C, 1, 1).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def top_mask(heat: Tensor, size: tuple[int, int], share: float) -> Tensor:
+    """True on the round(share * H * W) hottest pixels of `heat` (B, h, w), resized to H x W; bilinear, exactly so many.
+
+    Of equally hot pixels the first in reading order is taken.
+    """
+    height, width = size
+    resized = F.interpolate(heat[:, None], size, mode="bilinear", align_corners=False).flatten(1)
+    hottest = resized.argsort(dim=1, descending=True, stable=True)[:, : round(share * height * width)]
+    mask = torch.zeros_like(resized, dtype=torch.bool).scatter_(1, hottest, True)
+    return mask.view(-1, 1, height, width)
+
+
+def removed(x: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
+    """`m X + (1 - m) b`."""
+    return torch.where(mask, x, fill)
+
+
+def combined(x: Tensor, mask: Tensor, partner: Tensor, fill: Tensor) -> Tensor:
+    """`m_i X_i + (1 - m_i)(1 - m_j) X_j + (1 - m_i) m_j b` with j = partner_i (B,): j's background around i's core."""
+    return torch.where(mask, x, torch.where(mask[partner], fill, x[partner]))
+
+
+def partners(y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """For each label (B,) the position of a random example with another one, drawn with replacement.
+
+    Every other class in the batch is equally likely. In a batch of one class it is a random permutation. A generator
+    must be on the device of `y`; by default it is torch's global one.
+    """
+    if (y == y[0]).all():
+        return torch.randperm(len(y), generator=generator, device=y.device)
+    weight = (y[:, None] != y) / y.bincount()[y]
+    return weight.multinomial(1, generator=generator)[:, 0]
