@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 RATIOS = pytest.StashKey[dict[str, str]]()
 
@@ -16,3 +17,12 @@ def report(request):
 def pytest_terminal_summary(terminalreporter, config):
     for name, line in config.stash[RATIOS].items():
         terminalreporter.write_line(f"{name}: {line}")
+
+
+@pytest.fixture
+def one_thread():
+    """What a run gets on two cores, and far steadier than two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

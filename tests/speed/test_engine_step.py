@@ -45,15 +45,6 @@ def engine_epoch(objective, clock, recipe, train, val, state):
     return clock.stages.pop("train").wall_s
 
 
-@pytest.fixture
-def one_thread():
-    """What a run gets on two cores, and far steadier than two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", CASES)
 def test_engine_step_ratio(name, benchmark, report, tmp_path):
