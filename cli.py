@@ -299,6 +299,38 @@ def verify(
 
 
 @app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="HOST[+SOURCE][@POLICY].")],
+    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers the method.")] = [],  # noqa: B006
+) -> None:
+    """Check that a method keeps the contract, in a temporary home; exit code 1 when a check fails."""
+    from . import contract
+    from .benchmark.registry import load_plugin
+
+    for file in plugin:
+        load_plugin(file)
+    failed = False
+    for verdict in contract.verdicts(method):
+        bad = verdict.state == "failed"
+        state, message = "FAILED" if bad else verdict.state, " ".join(verdict.message.split())
+        line = f"{state:<6}  {verdict.check:<13} {verdict.seconds:5.1f} s  {message}".rstrip()
+        out.print(line, style="red" if bad else None, markup=False, highlight=False, soft_wrap=True)
+        failed |= bad
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("new-method")
+def new_method(name: Annotated[str, typer.Argument(help="Lowercase letters, digits, - and _.")]) -> None:
+    """Write a working method to start from: into methods/ in a checkout, else into this folder."""
+    from . import scaffold
+
+    written = scaffold.new_method(name, Path.cwd())
+    for line in (f"wrote {written.path}", "next:", *(f"  {command}" for command in written.commands)):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def cache(
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete shared artifacts and leftovers; never runs or data.")

@@ -16,7 +16,7 @@ from .backbones import check_backbone
 from .errors import UnknownName, UserError
 from .fingerprint import code_fingerprint
 from .registry import BACKBONES, DATASETS, METHODS, PACKAGE, SOURCES, MethodEntry
-from .spec import PSEUDO, Block, Budget, Card, MethodName, Recipe, RunSpec, method_label, override
+from .spec import PSEUDO, RUNGS, SOME, Block, Budget, Card, MethodName, Recipe, RunSpec, method_label, override
 from .store import Dataset, Store, open_store
 
 DEFAULT_SEEDS = (0, 1, 2)
@@ -239,7 +239,7 @@ def _resolve(request: Request, problems: list[str]) -> _Cell | None:
     name = attempt(lambda: MethodName.parse(request.method + ("(+val)" if request.extra else "")))
     entry = attempt(lambda: METHODS[name.host]) if name else None
     card = attempt(lambda: find_card(request.dataset)[1])
-    budget = attempt(lambda: Budget.parse(request.budget or _native(entry, name)))
+    budget = attempt(lambda: Budget.parse(request.budget or (native_budget(name) if name else "none")))
     source = attempt(lambda: SOURCES[name.source]) if name and name.source else None
     if card and budget:
         attempt(lambda: budget.columns(card))
@@ -262,11 +262,15 @@ def _resolve(request: Request, problems: list[str]) -> _Cell | None:
     return _Cell(entry, source, name, card, budget, recipe, config, source_config)
 
 
-def _native(entry: MethodEntry | None, name: MethodName | None) -> str:
-    """The rung of a method when none is asked for: a composed one is at home where its source is."""
-    if name and name.source and name.source in SOURCES:
-        return SOURCES[name.source].requires.native
-    return entry.requires.native if entry else "none"
+def native_budget(name: MethodName) -> str:
+    """The rung of a method when none is asked for.
+
+    A composed method is at home where its source is; what fits on granted validation images at `val` at least.
+    """
+    native = (SOURCES[name.source] if name.source else METHODS[name.host]).requires.native
+    if name.policy in SOME or (name.extra and not RUNGS[native].val_fit):
+        return "val"
+    return native
 
 
 def _split_settings(settings: dict[str, str], host: str, source: str) -> tuple[dict[str, str], ...]:

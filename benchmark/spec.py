@@ -207,7 +207,9 @@ class Policy:
     reason: str = ""
 
 
-POLICIES = ("class", "pseudo", "subset", "masked")
+SOME = ("pseudo", "subset", "masked")
+"""Policies for attributes of some images."""
+POLICIES = ("class", *SOME)
 """Policies that can be asked for, as `METHOD@POLICY`; they are part of a row's name."""
 
 

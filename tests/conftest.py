@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a home of their own, the tiny dataset, and finished runs of it."""
+"""Fixtures for all tests: a home of their own, variants of the tiny dataset, and finished runs of it."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny() -> None:
-    """The dataset `tiny` is registered."""
+    """The dataset `tinyvariants` is registered beside `tiny`."""
     from helpers import register_tiny
 
     register_tiny()
@@ -74,7 +74,7 @@ def pick(runs: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def call(tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator["Call"]:
-    """The program's `main` in this process, with the dataset `tiny` registered: `call("ls", "methods")`."""
+    """The program's `main` in this process, with `tinyvariants` registered: `call("ls", "methods")`."""
     from helpers import Result
     from worstgroup import cli
 

@@ -16,19 +16,19 @@ from worstgroup.benchmark.record import RunRecord, find, read, read_predictions
 from worstgroup.benchmark.registry import DATASETS, load_plugin
 
 TINYSET = Path(__file__).parent / "fixtures" / "tinyset.py"
+"""The plugin that registers `tinyvariants`."""
 PROGRAM = Path(sys.executable).parent / "worstgroup"
 torch.set_num_threads(1)  # on tiny batches several threads only wait for each other
 
 
 def register_tiny() -> None:
-    """Register the dataset `tiny` in this process, once."""
-    if "tiny" not in DATASETS:
+    """Register the variants of `tiny` that only tests need (`tinyvariants`) in this process, once."""
+    if "tinyvariants" not in DATASETS:
         load_plugin(TINYSET)
 
 
 def plan_tiny(*methods: str, seeds: tuple[int, ...] = (0,), budget: str = "", **settings: str) -> Plan:
     """Plan runs of the tiny dataset; a setting's dot is written as two underscores."""
-    register_tiny()
     changes = {key.replace("__", "."): value for key, value in settings.items()}
     return plan([Request("tiny", method, budget, seeds=seeds, settings=changes) for method in methods])
 

@@ -10,7 +10,7 @@ from helpers import TINYSET, Call, Result, finish, prediction_files, start
 from worstgroup.benchmark.home import TEMPORARY
 from worstgroup.benchmark.record import find, read
 
-RUN = ("run", "--dataset", "tiny", "--method", "erm,groupdro,dfr", "--seeds", "0,1")
+RUN = ("run", "--dataset", "tinyvariants", "--method", "erm,groupdro,dfr", "--seeds", "0,1")
 PLUGIN = ("--plugin", TINYSET)
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -54,7 +54,7 @@ def test_run_then_skip_then_board_then_verify(
     folder, first = worked
     assert first.code == 0, first
     assert [f"[{i}/6]" in line for i, line in enumerate(first.err.splitlines(), 1)] == [True] * 6
-    assert "tiny · tiny_cnn" in first.out
+    assert "tinyvariants · tiny_cnn" in first.out
     for method in ("erm", "groupdro", "dfr"):
         assert re.search(rf"^ *{method} ", first.out, re.MULTILINE)
     written = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (folder / "runs").rglob("*.*")}

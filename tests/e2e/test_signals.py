@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import TINYSET, Call, Result, finish, prediction_files, start
+from helpers import Call, Result, finish, prediction_files, start
 
 LONG = ("run", "--dataset", "tiny", "--method", "erm,groupdro", "--seeds", "0", "--set", "recipe.epochs=30")
 
@@ -37,7 +37,7 @@ def states(home: Path) -> dict[Path, int]:
 def interrupt(home: Path, number: signal.Signals, jobs: int) -> Result:
     """Start the long runs, send a signal to the whole group once a training got further, and wait for the end."""
     before = states(home)
-    process = start(home, *LONG, "--plugin", TINYSET, "--jobs", jobs, OMP_NUM_THREADS="1")
+    process = start(home, *LONG, "--jobs", jobs, OMP_NUM_THREADS="1")
     wait_for(process, lambda: states(home) != before)
     os.killpg(process.pid, number)
     done = finish(process)
@@ -88,7 +88,7 @@ def workers(process: "subprocess.Popen[str]") -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
 def test_a_worker_that_dies_is_a_message(home: Path) -> None:
     """What the kernel does when memory is short."""
-    process = start(home, *LONG, "--plugin", TINYSET, "--jobs", 2, OMP_NUM_THREADS="1")
+    process = start(home, *LONG, "--jobs", 2, OMP_NUM_THREADS="1")
     wait_for(process, lambda: bool(states(home)))
     os.kill(workers(process)[0], signal.SIGKILL)
     done = finish(process)

@@ -74,9 +74,9 @@ def test_predictions_hold_everything_that_is_recomputed(pick: Pick) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_licence_can_keep_the_labels_out() -> None:
-    made = plan([Request("tiny:secret", "erm", seeds=(0,))])
+    made = plan([Request("tinyvariants:secret", "erm", seeds=(0,))])
     assert made.runs[0].spec is not None
-    record = run_spec(made.runs[0].spec, made.stores["tiny:secret"])
+    record = run_spec(made.runs[0].spec, made.stores["tinyvariants:secret"])
     assert record.predictions is not None
     assert not record.predictions.has_labels
     (path,) = find(runs_home())

@@ -24,7 +24,7 @@ FINGERPRINTS = {"digits2": "00a2bb86e35d895a", "digits2:balval": "a30f4cb1e9f6db
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the variants of `tiny` in the order in which they were loaded."""
+    """Names of `tiny` and its variants in the order in which they were loaded."""
     cls, seen = DATASETS["tiny"].cls, []
     load = cls.load
 
@@ -79,10 +79,10 @@ def test_a_write_into_the_mapped_images_does_not_reach_the_disk() -> None:
 
 def test_fingerprint_is_that_of_the_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loads: list[str]) -> None:
     first = open_tiny().fingerprint
-    assert open_tiny("tiny:secret").fingerprint == first  # another card, the same pixels and labels
+    assert open_tiny("tinyvariants:secret").fingerprint == first  # another card, the same pixels and labels
     monkeypatch.setenv("WORSTGROUP_HOME", str(tmp_path / "elsewhere"))
     assert open_tiny().fingerprint == first
-    assert loads == ["tiny", "tiny:secret", "tiny"]
+    assert loads == ["tiny", "tinyvariants:secret", "tiny"]
 
 
 @pytest.mark.parametrize("part", ["images", "y", "a", "unit"])
@@ -154,8 +154,8 @@ def test_a_failing_image_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, 
 
 def test_wrong_counts_are_refused() -> None:
     with pytest.raises(CorruptFile) as error:
-        open_tiny("tiny:miscounted")
-    assert "tiny:miscounted: the val split has group counts (12, 5, 5, 2, 2, 5, 5, 12)" in str(error.value)
+        open_tiny("tinyvariants:miscounted")
+    assert "tinyvariants:miscounted: the val split has group counts (12, 5, 5, 2, 2, 5, 5, 12)" in str(error.value)
     assert "the card says (48, 0, 0, 0, 0, 0, 0, 0)" in str(error.value)
     assert folders() == []
 
@@ -250,6 +250,10 @@ def digits2(name: str) -> tuple[Dataset, Card]:
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_the_embedded_pixels_are_the_same_everywhere(name: str) -> None:
     assert open_store(*digits2(name)).fingerprint == FINGERPRINTS[name]
+
+
+def test_the_tiny_pixels_are_the_same_everywhere() -> None:
+    assert open_tiny().fingerprint == "37a0e594d376c6b4"
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)

@@ -51,9 +51,9 @@ def test_all_runs_below_a_folder_are_judged(runs: Path) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_without_labels_the_metrics_are_verified(home: Path) -> None:
-    made = plan([Request("tiny:secret", "groupdro", seeds=(0,))])
+    made = plan([Request("tinyvariants:secret", "groupdro", seeds=(0,))])
     assert made.runs[0].spec is not None
-    run_spec(made.runs[0].spec, made.stores["tiny:secret"])
+    run_spec(made.runs[0].spec, made.stores["tinyvariants:secret"])
     (path,) = find(home / "runs")
     assert verify(path) == Verdict(path, "metrics", ())
     edit(path, put("metrics.wga", 0.99))
