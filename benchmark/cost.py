@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -151,16 +152,17 @@ class Clock:
                 return
             cost = self.current
             cost.flops += flops * len(out)
-            if out.requires_grad and torch.is_grad_enabled():
+            if out.grad_fn is not None and torch.is_grad_enabled():
                 cost.n_fwd += len(out)
-                out.register_hook(backward)  # type: ignore[no-untyped-call]
+                # At the node, not at the tensor: Grad-CAM asks for the tensor's gradient and goes no further back.
+                out.grad_fn.register_prehook(partial(backward, len(out)))
             else:
                 cost.n_fwd_nograd += len(out)
 
-        def backward(grad: Tensor) -> None:
+        def backward(examples: int, _: Any) -> None:
             if self._open:
-                self.current.n_bwd += len(grad)
-                self.current.flops += 2 * flops * len(grad)
+                self.current.n_bwd += examples
+                self.current.flops += 2 * flops * examples
 
         trunk.register_forward_hook(forward)
 

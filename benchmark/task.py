@@ -16,6 +16,7 @@ from .artifacts import work_folder
 from .backbones import Backbone
 from .cost import StageCost
 from .data import Joined, Pixels
+from .errors import require
 from .lab import Arrays, Checkpoint, Lab
 from .selection import CRITERIA, Score, Selector
 from .spec import Card, Recipe, RunSpec, derive_seed
@@ -186,6 +187,9 @@ class Task:
         seen = self._annotations.rows("val", "select") if criterion.needs_groups else everything
         for narrower in (self._select, rows):
             seen = seen if narrower is None else np.intersect1d(seen, narrower)
+        require(
+            len(seen) > 0, f"budget {self.spec.budget} grants no attribute of the images that are to be selected by"
+        )
         y = self.y("val")[seen]
         known = (
             self._annotations.attributes("val", "select", seen) if criterion.needs_groups else Attributes.none(len(y))
@@ -195,10 +199,11 @@ class Task:
     def halves(self, rows: Indices) -> tuple[Indices, Indices]:
         """Rows of validation in two, stratified by y: one half to fit on, one to select on (spec 10.2); sorted.
 
-        Images whose attributes are granted for selection only go to the second half first.
+        Where no attribute is fitted on, images whose attributes are granted go to the second half first.
         """
-        only = () if self.spec.budget.grant.val_fit else self._annotations.rows("val", "select")
-        return annotations.halves(rows, self.y("val")[rows], self.rng("halves"), np.isin(rows, only))
+        fits_attributes = self._source is None and self.spec.policy != "class"
+        granted = () if fits_attributes else self._annotations.rows("val", "select")
+        return annotations.halves(rows, self.y("val")[rows], self.rng("halves"), np.isin(rows, granted))
 
     # ------------------------------------------------------------------------------------------------------ stages
 

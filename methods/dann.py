@@ -55,8 +55,9 @@ class DANN(Objective[Config]):
 
     An environment e is a joint value of the granted attributes; batches hold equally many images of each. Under
     `@masked` the discriminator sees annotated images only. Deviations: the classifier trains under the block's recipe
-    (there Adam for both); features are detached in a discriminator's step (there a graph is built and thrown away); one
-    step in 1 + d changes the classifier, as there, which `n_updates` in the record counts.
+    (there Adam for both); features are detached in a discriminator's step (there a graph is built and thrown away). As
+    there, one step in 1 + d changes the classifier, which `n_updates` in the record counts, but each moves its
+    BatchNorm statistics.
     """
 
     def setup(self, task: Task, model: Backbone) -> None:
@@ -88,7 +89,7 @@ class DANN(Objective[Config]):
         return stratified(self.e.cpu(), recipe)
 
     def step(self, batch: Batch, optimizers: dict[str, Optimizer]) -> Tensor:
-        self.steps += 1  # from 1: the classifier moves first
+        self.steps += 1  # from 1, as there: at d = 1 the classifier moves first
         player = "discriminator" if self.discriminates() else "model"
         loss = self.discriminator_loss(batch) if player == "discriminator" else self.loss(batch)
         for optimizer in optimizers.values():

@@ -56,7 +56,7 @@ class LfF(Objective[Config]):
         biased, debiased = self.biased(batch.x), self.model(batch.x)
         losses = torch.stack([F.cross_entropy(z, batch.y, reduction="none") for z in (biased, debiased)])
         self.memory[:, batch.index] = remembered(self.memory[:, batch.index], losses.detach(), self.config.ema)
-        weights = relative_difficulty(self.memory, self.y, batch.index)
+        weights = relative_difficulty(self.memory, self.y, batch.index, self.model.num_classes)
         return gce(biased, batch.y, self.config.q).mean() + (weights * losses[1]).mean()
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,8 +76,8 @@ def remembered(before: Tensor, losses: Tensor, ema: float) -> Tensor:
     return torch.where(before == 0, losses, ema * before + (1 - ema) * losses)
 
 
-def relative_difficulty(memory: Tensor, y: Tensor, index: Tensor) -> Tensor:
+def relative_difficulty(memory: Tensor, y: Tensor, index: Tensor, num_classes: int) -> Tensor:
     """`W_i` (B,) of some images from the remembered losses (2, n) of all, each divided by its class's largest."""
-    top = torch.zeros(2, int(y.max()) + 1, device=memory.device).scatter_reduce(1, y.expand(2, -1), memory, "amax")
+    top = memory.new_zeros(2, num_classes).scatter_reduce(1, y.expand(2, -1), memory, "amax")
     relative = memory[:, index] / top[:, y[index]].clamp(min=1e-12)
     return relative[0] / (relative.sum(0) + 1e-8)

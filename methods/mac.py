@@ -1,4 +1,4 @@
-"""MaC: retrain the head on images whose inattended pixels are removed, or replaced by those of another class."""
+"""MaC: retrain the head on images whose unattended pixels are removed, or replaced by those of another class."""
 
 from dataclasses import dataclass, replace
 
@@ -53,7 +53,8 @@ class MaC:
     block's ERM (its last epoch) predicts for the very view, b the batch's mean colour, j a random image of another
     class. Trunk and neck stay in evaluation mode, their BatchNorm and dropout too; the head starts anew. Where the
     paper is silent (whose map, which class, the head's start, the partner in a batch of one class) its successor's
-    early code decides. Deviations: the epoch is selected by the rung, alpha and beta are not tuned on group labels.
+    early code decides. Deviations: the epoch is selected by the rung, alpha and beta are not tuned on group labels,
+    `balanced` draws with replacement (there the larger class is undersampled once).
     """
 
     def __init__(self, config: Config) -> None:
@@ -80,8 +81,8 @@ class Head(Objective[Config]):
     def setup(self, task: Task, model: Backbone) -> None:
         super().setup(task, model.eval())
         self.sampler = "class" if self.config.balanced else "random"
-        fresh = nn.Linear(model.feature_dim, model.num_classes, device="cpu")
         with torch.random.fork_rng(devices=[]):
+            fresh = nn.Linear(model.feature_dim, model.num_classes, device="cpu")
             torch.manual_seed(int(task.rng("mac head").integers(2**31)))
             nn.init.xavier_uniform_(fresh.weight)
         nn.init.zeros_(fresh.bias)

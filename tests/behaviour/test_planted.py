@@ -1,0 +1,134 @@
+"""What every registered method does about a planted shortcut: an improvement over ERM, or the reason why there is none.
+
+Whoever adds a method adds a line to `EXPECTED`: its section of the specification says what it must do here. ERM gets
+the method's budget, so that a difference is the method's and not that of a better selected epoch.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from worstgroup.benchmark.home import runs_home
+from worstgroup.benchmark.planning import Request, plan
+from worstgroup.benchmark.record import RunRecord, record_path
+from worstgroup.benchmark.registry import DATASETS, METHODS, SOURCES, load_plugin
+from worstgroup.benchmark.runner import run_spec
+from worstgroup.benchmark.spec import PSEUDO, MethodName
+from worstgroup.leaderboard import aggregate
+from worstgroup.leaderboard.aggregate import Row
+
+PLANTED = Path(__file__).parents[1] / "fixtures" / "planted.py"
+SEEDS = (0, 1, 2)
+IMPROVES = "improves"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """`outcome` is `IMPROVES` or a sentence on why no improvement is asserted; the rest is how the method is run.
+
+    `settings` are the method's own: the recipe is the dataset's, as it is ERM's.
+    """
+
+    outcome: str
+    budget: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+# Keys are methods as typed on the command line; an empty budget is the method's native one.
+EXPECTED: dict[str, Expectation] = {
+    "dann": Expectation(IMPROVES),
+    "dfr": Expectation(IMPROVES),
+    "dfr+exmap": Expectation(IMPROVES),
+    "erm": Expectation("It is the reference."),
+    "ex2l": Expectation(IMPROVES),
+    "groupdro": Expectation(IMPROVES),
+    "groupdro@pseudo": Expectation(IMPROVES, budget="val-20"),
+    # lambda = n_majority / n_minority, which makes JTT a group weighting once its errors are the small groups
+    "jtt": Expectation(IMPROVES, settings={"upweight": "9"}),
+    "lff": Expectation(IMPROVES),
+    "mac": Expectation(IMPROVES),
+    "resample": Expectation(IMPROVES),
+    "reweight": Expectation(IMPROVES),
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for this file: every method finds the same trainings of ERM."""
+    return tmp_path_factory.mktemp("planted")
+
+
+@pytest.fixture(autouse=True)
+def planted(home: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset `planted` is registered, and the shared home is in use."""
+    monkeypatch.setenv("WORSTGROUP_HOME", str(shared))
+    if "planted" not in DATASETS:
+        load_plugin(PLANTED)
+
+
+def run(method: str, budget: str, settings: dict[str, str]) -> dict[Path, RunRecord]:
+    """Records of a method over the seeds, by their path."""
+    planned = plan([Request("planted", method, budget, seeds=SEEDS, settings=settings)])
+    found = {}
+    for item in planned.runs:
+        assert item.spec is not None, item.reason
+        record = run_spec(item.spec, planned.stores["planted"])
+        assert record.status == "finished", record.error
+        found[record_path(runs_home(), item.spec)] = record
+    return found
+
+
+def rows(method: str) -> dict[str, Row]:
+    """The table of a method and of ERM at the same budget, by label."""
+    expected = EXPECTED[method]
+    found = run(method, expected.budget, expected.settings)
+    budget = next(iter(found.values())).budget
+    (table,) = aggregate.build(aggregate.collect([*found, *run("erm", budget, {})]))
+    return {row.method: row for row in table.rows}
+
+
+def expect(method: str) -> Expectation:
+    """A method's entry; fails with what to do for a method that has none."""
+    if method not in EXPECTED:
+        pytest.fail(
+            f"{method} has no entry in EXPECTED in {Path(__file__).name}: "
+            "enter IMPROVES, or the sentence of its specification that says why it need not improve on ERM here"
+        )
+    return EXPECTED[method]
+
+
+@pytest.mark.parametrize("method", list(dict.fromkeys([*METHODS, *EXPECTED])))
+def test_does_what_is_expected_of_it(method: str) -> None:
+    expected = expect(method)
+    row = rows(method)[method]
+    estimates = {name: estimate.mean for name, estimate in row.metrics.items() if estimate is not None}
+    assert row.seeds == SEEDS
+    assert {"wga", "acc_adj"} <= set(estimates)
+    assert all(math.isfinite(value) for value in estimates.values())
+    if expected.outcome == IMPROVES:
+        difference = row.versus_erm["wga"]
+        assert difference.low > 0, f"{difference.mean:.3f} [{difference.low:.3f}, {difference.high:.3f}]"
+    else:
+        assert expected.outcome.endswith("."), "say in a sentence why no improvement is asserted"
+
+
+def test_plain_training_falls_for_the_shortcut_without_losing_the_class() -> None:
+    """Neither floor nor ceiling: otherwise no method could show anything."""
+    erm = rows("erm")["erm"].metrics
+    assert erm["wga"] is not None
+    assert erm["acc_adj"] is not None
+    assert 0.2 < erm["wga"].mean < 0.55
+    assert erm["acc_adj"].mean > 0.85
+
+
+def test_every_source_of_groups_has_an_expectation() -> None:
+    names = [MethodName.parse(method) for method in EXPECTED]
+    entered = {PSEUDO if name.policy == "pseudo" else name.source for name in names}
+    assert set(SOURCES) <= entered, "enter HOST+SOURCE in EXPECTED"
+
+
+def test_every_expectation_names_registered_entries() -> None:
+    names = [MethodName.parse(method) for method in EXPECTED]
+    assert {name.host for name in names} <= set(METHODS)
+    assert {name.source for name in names} <= {"", *SOURCES}
