@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .benchmark.annotations import grant_size
+from .benchmark.annotations import grant_by_class
 from .benchmark.errors import DiskError, UserError
 from .benchmark.lab import Progress
 from .benchmark.planning import find_card
@@ -103,7 +103,7 @@ def obeys(bench: Bench, rung: str) -> None:
 
     def most(split: SplitName, share: float) -> int:
         by_class = np.array(card.counts[split]).reshape(len(card.classes), -1).sum(1)
-        return len(card.attributes) * grant_size(by_class, share)
+        return len(card.attributes) * int(grant_by_class(by_class, share).sum())
 
     train, val = most("train", grant.train), most("val", grant.val)
     granted = {"n_train_a": train, "n_val_a_fit": val * grant.val_fit, "n_val_a_select": val, "total_a": train + val}

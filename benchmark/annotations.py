@@ -85,25 +85,17 @@ class Labels:
 # ------------------------------------------------------------------------------------------------- drawing subsets
 
 
-def stratified_order(y: Indices, rng: np.random.Generator) -> Indices:
-    """A random permutation of which every prefix holds the classes in proportion, to within one image of each."""
-    place = np.empty(len(y))
-    for label in np.unique(y):
-        members = rng.permutation(np.flatnonzero(y == label))
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.lexsort((rng.random(len(y)), place))
+def grant_by_class(classes: Indices, share: float) -> Indices:
+    """How many images of each class (K,) a share of a split grants, of `classes` (K,) that it has.
 
-
-def grant_size(classes: Indices, share: float) -> int:
-    """How many of the images, of which there are `classes` (K,) of each class, a share grants.
-
-    Never fewer than it takes to have two of every class (where it has them): one to fit on, one to select by.
+    The first round(share * n) places of an order in which the classes lie evenly spread, but never fewer than two of a
+    class (where it has them): one to fit on, one to select by.
     """
-    n = classes[classes > 0]
-    if share in (0, 1):
-        return int(n.sum() * share)
-    place = ((np.minimum(n, 2) - 0.5) / n).max()  # of the last second image, in the order of `stratified_order`
-    return max(round(share * int(n.sum())), int(np.floor(place * n + 0.5 + 1e-9).sum()))
+    y = np.repeat(np.arange(len(classes)), classes)
+    place = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in classes])
+    first = y[np.lexsort((y, place))[: round(share * len(y))]]
+    fewest = np.minimum(classes, 2 if share > 0 else 0)
+    return np.maximum(np.bincount(first, minlength=len(classes)), fewest)
 
 
 def granted(y: Indices, share: float, dataset: str, seed: int, split: Held) -> Indices:
@@ -111,8 +103,10 @@ def granted(y: Indices, share: float, dataset: str, seed: int, split: Held) -> I
 
     Drawn by class only: a draw by group would use the labels that are rationed.
     """
-    order = stratified_order(y, np.random.default_rng(derive_seed(dataset, seed, "granted", split)))
-    return np.sort(order[: grant_size(np.bincount(y), share)])
+    rng = np.random.default_rng(derive_seed(dataset, seed, "granted", split))
+    sizes = grant_by_class(np.bincount(y), share)
+    drawn = [rng.permutation(np.flatnonzero(y == label))[:size] for label, size in enumerate(sizes)]
+    return np.sort(np.concatenate(drawn))
 
 
 def halves(
@@ -173,7 +167,7 @@ class Annotations:
         """
         wanted = np.arange(len(self._y[split])) if rows is None else rows
         if self._closed:
-            raise BudgetExceeded("a shared artifact declared as made without attributes (labelled=False) asks for some")
+            raise BudgetExceeded(_REFUSED)
         beyond = np.setdiff1d(wanted, self.rows(split, purpose))
         if len(beyond):
             some = f"of {len(beyond)} of {len(wanted)} requested {split} images" if len(wanted) else f"of {split}"
@@ -193,7 +187,7 @@ class Annotations:
     def apart(self, *, closed: bool) -> Iterator[Used]:
         """Meter what happens inside on a ledger of its own, handed out; `closed` refuses every attribute."""
         before = self._used, self._closed
-        self._used, self._closed = self._nothing(), closed
+        self._used, self._closed = self._nothing(), closed or self._closed
         try:
             yield self._used
         finally:
@@ -201,6 +195,8 @@ class Annotations:
 
     def inherit(self, used: dict[str, list[int]]) -> None:
         """Take over the labels, by key of `Used` and row, that went into something shared."""
+        if self._closed and any(rows for key, rows in used.items() if key != "val:y"):
+            raise BudgetExceeded(_REFUSED)
         for key, rows in used.items():
             self._used[key][rows] = True
 
@@ -219,3 +215,4 @@ class Annotations:
 
 
 _KEYS = ("train:fit", "val:fit", "val:select", "val:y")
+_REFUSED = "a shared artifact declared as made without attributes (labelled=False) asks for some"

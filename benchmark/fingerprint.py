@@ -11,7 +11,7 @@ from types import ModuleType
 
 from .registry import PACKAGE
 
-ENGINE = ("engine", "data", "backbones", "lab")
+ENGINE = ("engine", "data", "backbones", "lab", "task", "annotations")
 _METHODS = f"{PACKAGE}.methods."
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,10 @@ class Lab:
         Keyed by the identity and by the code of the file that `make` is written in; where it uses attributes
         (`labelled`), by the budget too.
         """
-        code = code_fingerprint(sys.modules[make.__module__])
+        written = make
+        while isinstance(written, partial):
+            written = written.func
+        code = code_fingerprint(sys.modules[written.__module__])
         name = {"block": self.block.key, "engine": engine_fingerprint(), "code": code, "of": identity}
 
         def fill(folder: Path) -> StageCost:

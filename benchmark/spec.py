@@ -150,14 +150,15 @@ class Requires:
         asks to train on the granted validation images too.
         """
         grant = budget.grant
-        if extra and (self.fit == "val" or policy in ("subset", "masked")):
+        if extra and (self.fit == "val" or (policy in ("subset", "masked") and grant.train == 0)):
             return Policy("n/a", "it trains on granted validation images anyway, so extra val does not apply")
         if extra and not grant.val_fit:
             return Policy("n/a", "extra val needs val-5")
         if source is not None:
             return self._composed(source, budget, policy)
         if policy == "class":
-            return self._by_classes("it uses no groups, so @class does not apply to it")
+            lacks = "uses no groups" if self.fit == "none" else "cannot take classes for groups"
+            return self._by_classes(f"it {lacks}, so @class does not apply to it")
         if policy:
             return self._by_some(budget, policy)
         if {"none": True, "val": grant.val_fit, "train": grant.train == 1}[self.fit]:

@@ -19,7 +19,7 @@ from .data import Joined, Pixels
 from .errors import require
 from .lab import Arrays, Checkpoint, Lab
 from .selection import CRITERIA, Score, Selector
-from .spec import Card, Recipe, RunSpec, derive_seed
+from .spec import POLICIES, Card, Recipe, RunSpec, derive_seed, digest
 
 __all__ = ["Checkpoint", "Choice", "GroupSource", "Pool", "Predictor", "Task"]
 
@@ -125,8 +125,9 @@ class Task:
         return np.random.default_rng(derive_seed(*self.spec.block.stream, purpose))
 
     def on(self, train: Indices, val: Indices) -> "Task":
-        """The same run, training on these rows of train and of validation; what it was to select by stays."""
-        return Task(self.spec, self._lab, self._annotations, pool=Pool(train, val), select=self._select)
+        """The same run, training on these rows of train and of validation, for `train_network`: nothing is selected."""
+        pool = Pool(train, val)
+        return Task(self.spec, self._lab, self._annotations, pool=pool, prefix=self._prefix)
 
     def _rows(self, split: Held) -> list[tuple[Held, Indices]]:
         """Where the images of a split as this task sees it lie: splits of the dataset and rows of them."""
@@ -136,18 +137,21 @@ class Task:
 
     # ------------------------------------------------------------------------------------------------------ labels
 
-    def y(self, split: Held, *, fit: bool = False) -> NDArray[np.int64]:
-        """Class labels (n,). Say `fit=True` when validation labels go into fitting: they are billed as extra labels."""
-        if fit and split == "val":
-            self._annotations.bill_labels(self.annotated("val"))
+    def y(self, split: Held, *, fit: bool | Indices = False) -> NDArray[np.int64]:
+        """Class labels (n,). Say with `fit` when validation labels go into fitting, all of them (True) or those of some
+        images: they are billed as extra labels.
+        """
+        if split == "val" and fit is not False:
+            self._annotations.bill_labels(np.arange(self.size("val")) if fit is True else fit)
         parts = [self._lab.pixels(part).y.cpu().numpy()[rows] for part, rows in self._rows(split)]
         return np.concatenate(parts)
 
     def annotated(self, split: Held) -> Indices:
         """Images of a split that have groups to fit on, sorted; all where groups are classes or pseudo-groups."""
         if self.spec.policy == "class" or self._source is not None:
-            return np.arange(len(self._lab.pixels(split)))
-        return self._annotations.rows(split)
+            return np.arange(self.size(split))
+        granted = [np.isin(rows, self._annotations.rows(part)) for part, rows in self._rows(split)]
+        return np.flatnonzero(np.concatenate(granted))
 
     def attributes(self, split: Held, rows: Indices | None = None) -> Attributes:
         """Attributes of the images (of all, or of `rows`), to fit on: the only door to them.
@@ -216,10 +220,13 @@ class Task:
     ) -> dict[str, NDArray[Any]]:
         """Arrays by name that `make()` computes once for all runs of the block, e.g. heatmaps or a partition.
 
-        `identity` (plain values) is everything they depend on beside the block and the code. Every run that reads them
-        is billed their cost, and the attributes that went in, which are refused unless they are `labelled`.
+        `identity` (plain values) is everything they depend on beside the block, the code, what groups are in this run
+        and which images it trains on. Every run that reads them is billed their cost, and the attributes that went in,
+        which are refused unless they are `labelled`.
         """
-        return self._lab.cached(kind, identity, make, self._annotations, labelled)
+        groups = self.spec.source or (self.spec.policy if self.spec.policy in POLICIES else "")
+        pool = digest([rows.tolist() for _, rows in self._rows("train")]) if self._pool is not None else ""
+        return self._lab.cached(kind, [identity, groups, pool], make, self._annotations, labelled)
 
     def network(self, num_classes: int, purpose: str) -> Backbone:
         """Another network of the block's family, with `num_classes` outputs and initial weights of its own."""

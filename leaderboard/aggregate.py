@@ -117,13 +117,18 @@ def _cells(block: Cell) -> list[Cell]:
     """Records of one block by cell, sorted by seed; of several versions of a method's code the newest counts."""
     versions: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(lambda: defaultdict(list))
     for path, record in block:
-        config = json.dumps(record.config, sort_keys=True)
+        config = json.dumps(_settings(record), sort_keys=True)
         versions[record.label, record.budget, config][record.code].append((path, record))
     newest = [
         max(versions[key].values(), key=lambda cell: max((r.created, r.code) for _, r in cell))
         for key in sorted(versions)
     ]
     return [sorted(cell, key=lambda item: item[1].seed) for cell in newest]
+
+
+def _settings(record: RunRecord) -> dict[str, Any]:
+    """Settings of the method, and those of its source as typed: `SOURCE.KEY`."""
+    return record.config | {f"{record.source}.{key}": value for key, value in record.source_config.items()}
 
 
 def _table(block: Cell) -> Table:
@@ -209,9 +214,9 @@ def _distinct(cells: list[Cell]) -> list[str]:
     labels = []
     for cell in cells:
         record = cell[0][1]
-        others = twins[record.label, record.budget]
-        keys = [key for key in record.config if len({json.dumps(other.config.get(key)) for other in others}) > 1]
-        settings = ", ".join(f"{key}={record.config[key]}" for key in keys)
+        own, others = _settings(record), [_settings(other) for other in twins[record.label, record.budget]]
+        keys = [key for key in own if len({json.dumps(other.get(key)) for other in others}) > 1]
+        settings = ", ".join(f"{key}={own[key]}" for key in keys)
         labels.append(f"{record.label} ({settings})" if settings else record.label)
     return labels
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from ..benchmark import metrics
 from ..benchmark import record as records
-from ..benchmark.annotations import grant_size, granted
+from ..benchmark.annotations import Indices, grant_by_class, granted, halves
 from ..benchmark.errors import CorruptFile, UserError
 from ..benchmark.record import Arrays, EpochRow, RunRecord
 from ..benchmark.selection import CRITERIA, Criterion, first_best
-from ..benchmark.spec import RUNGS, Budget
+from ..benchmark.spec import RUNGS, Budget, derive_seed
 
 LEVELS = {
     "failed": "a failed run: nothing to recompute",
@@ -69,8 +69,8 @@ def _ledger(record: RunRecord) -> Iterator[str]:
     counts, budget = record.counts(), Budget.parse(record.budget)
     grant = RUNGS[budget.rung]
     k = len(budget.attributes) or len(record.attributes)
-    n_train = grant_size(_by_class(record, counts["n_train"]), grant.train)
-    n_val = grant_size(_by_class(record, counts["m_val"]), grant.val)
+    n_train = int(grant_by_class(_by_class(record, counts["n_train"]), grant.train).sum())
+    n_val = int(grant_by_class(_by_class(record, counts["m_val"]), grant.val).sum())
     most = {"n_train_a": k * n_train, "n_val_a_fit": k * n_val * grant.val_fit, "n_val_a_select": k * n_val}
     for name, limit in most.items():
         if getattr(record.labels, name) > limit:
@@ -187,7 +187,10 @@ def _selection(record: RunRecord, arrays: Arrays) -> Iterator[str]:
 
 
 def _seen(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays) -> Iterator[str]:
-    """Selection looked at the images that the budget lets it see (at half of them where the others were fitted on)."""
+    """Selection looked at the images that the budget lets it see (at half of them where the others were fitted on).
+
+    Which ones these are follows from the class labels; without them only their number is bounded.
+    """
     chosen, budget, counts = record.selection, Budget.parse(record.budget), record.counts()
     if chosen is None:
         return
@@ -196,11 +199,7 @@ def _seen(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays)
     seen = np.array(chosen.seen)
     if len(seen) != len(total) or (seen > total).any():
         yield f"selection.seen: {chosen.seen} is not part of the {total.tolist()} validation images"
-    elif record.search:  # the half is drawn in the run; how large it is can be told, not which images it holds
-        most = grant_size(_by_class(record, counts["m_val"]), budget.grant.val)
-        if not 0 < seen.sum() < most:
-            yield f"selection.seen: {seen.sum()} images, budget {budget} grants {most} to fit on and to select by"
-    elif not criterion.needs_groups or budget.grant.val == 1:
+    elif not record.search and (not criterion.needs_groups or budget.grant.val == 1):
         if (seen != total).any():
             yield f"selection.seen: {chosen.seen}, there are {total.tolist()} validation images"
         for i, epoch in enumerate(epochs):
@@ -208,13 +207,28 @@ def _seen(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays)
                 yield f"{field}.{i}.correct_seen: does not agree with correct_val"
     elif "val_y" in arrays and chosen.step:
         y, a = arrays["val_y"].astype(np.int64), arrays["val_a"].astype(np.int64)
-        rows = granted(y, budget.grant.val, record.dataset, record.seed, "val")
+        rows = _selected_by(record, y, budget)
         group = metrics.group_index(y, a, record.shape)[rows]
         correct, m = metrics.group_counts((arrays["val_prediction"] == y)[rows], group, len(record.groups))
-        found = epochs[chosen.step - 1].correct_seen
-        for name, said, expected in (("selection.seen", chosen.seen, m), (f"{field}.correct_seen", found, correct)):
+        checks = [("selection.seen", chosen.seen, m)]
+        if not record.search:  # the predictions are those of the model that it chose
+            checks += [(f"{field}.{chosen.step - 1}.correct_seen", epochs[chosen.step - 1].correct_seen, correct)]
+        for name, said, expected in checks:
             if said != _pooled(record, expected, budget, criterion).tolist():
                 yield f"{name}: {said}, the granted images give {_pooled(record, expected, budget, criterion).tolist()}"
+    else:
+        most = int(grant_by_class(_by_class(record, counts["m_val"]), budget.grant.val).sum())
+        if not 0 < seen.sum() <= most - bool(record.search):
+            yield f"selection.seen: {seen.sum()} images, budget {budget} grants {most} to fit on and to select by"
+
+
+def _selected_by(record: RunRecord, y: Indices, budget: Budget) -> Indices:
+    """Granted validation images that an epoch was chosen by: all, or the half that the search held out."""
+    rows = granted(y, budget.grant.val, record.dataset, record.seed, "val")
+    if not record.search:
+        return rows
+    stream = record.dataset, record.backbone, record.weights, record.seed
+    return halves(rows, y[rows], np.random.default_rng(derive_seed(*stream, "halves")))[1]
 
 
 def _by_class(record: RunRecord, counts: metrics.Counts) -> metrics.Counts:

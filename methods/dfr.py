@@ -49,7 +49,8 @@ class DFR:
         """Tune C, refit, average."""
         checkpoint = task.erm()
         features = task.features(checkpoint, "val").numpy()
-        y = task.y("val", fit=True)
+        annotated = task.annotated("val")
+        y = task.y("val", fit=annotated)
         with task.stage("head") as cost:
             scaler = Scaler.fit(features)
             u = scaler(features)
@@ -58,7 +59,6 @@ class DFR:
             def balanced(rows: Indices) -> Indices:
                 return rows[balanced_subset(task.groups("val", rows), rng, self.config.n_min)]
 
-            annotated = task.annotated("val")
             half, rest = task.halves(annotated)
             tuning = balanced(half)
             heads = [fit_l1(u[tuning], y[tuning], task.num_classes, c, seed) for c in self.config.c_grid]

@@ -1,18 +1,20 @@
-"""Stand-ins that several unit tests share: a card, a run's specification, and a task without engine or images."""
+"""Stand-ins that several unit tests share: a card, a run's specification, tasks without and with engine and images."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
+from helpers import plan_tiny
 from numpy.typing import NDArray
 from worstgroup.benchmark.annotations import Annotations, Held
 from worstgroup.benchmark.cost import Clock
 from worstgroup.benchmark.data import Pixels
-from worstgroup.benchmark.lab import Lab
+from worstgroup.benchmark.lab import Lab, Progress
 from worstgroup.benchmark.metrics import Counts
+from worstgroup.benchmark.registry import SOURCES
 from worstgroup.benchmark.spec import Attribute, Block, Budget, Card, Recipe, RunSpec
 from worstgroup.benchmark.task import Task
 
@@ -73,6 +75,22 @@ def make_task(
     spec = make_spec(budget, policy, seed)
     y, a = ({split: pair[part] for split, pair in labels.items()} for part in (0, 1))
     return Task(replace(spec), cast(Lab, lab), Annotations(card, y, a, spec.budget))
+
+
+def quiet(stage: str, epoch: int, epochs: int) -> None:
+    """Progress that nobody is told."""
+
+
+def tiny_task(method: str, budget: str = "", progress: Progress = quiet, **settings: str) -> Task:
+    """The task of a run on the dataset `tiny`, with lab, clock and metered annotations of its own: it can train."""
+    plan = plan_tiny(method, budget=budget, **settings)
+    spec, store = plan.runs[0].spec, plan.stores["tiny"]
+    assert spec is not None
+    splits = {name: store.split(name) for name in get_args(Held)}
+    y, a = ({name: getattr(split, part) for name, split in splits.items()} for part in "ya")
+    source = SOURCES[spec.source].cls(SOURCES[spec.source].config()) if spec.source else None
+    lab = Lab(spec.block, store, CPU, Clock(CPU), progress)
+    return Task(spec, lab, Annotations(store.card, y, a, spec.budget, spec.block.seed), source=source)
 
 
 def ledger(task: Task) -> dict[str, int]:

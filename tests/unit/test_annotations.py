@@ -1,24 +1,35 @@
+import re
 from typing import get_args
 
 import numpy as np
 import pytest
-from stubs import ledger, make_card, make_task, split_of
+from stubs import ledger, make_card, make_task, split_of, tiny_task
 from worstgroup.benchmark.annotations import Annotations, Held, Purpose
 from worstgroup.benchmark.errors import BudgetExceeded, UnknownName, UserError
-from worstgroup.benchmark.registry import METHODS
-from worstgroup.benchmark.spec import RUNGS, Budget, Policy, Requires
+from worstgroup.benchmark.spec import RUNGS, Budget
 
 CARD = make_card(["background", "object"])
 N_TRAIN, N_VAL = 80, 24
 TRAIN, VAL = split_of([10] * 8, CARD), split_of([3] * 8, CARD)
 
 DOORS: list[tuple[Held, Purpose]] = [("train", "fit"), ("train", "select"), ("val", "fit"), ("val", "select")]
-GRANTED: dict[str, set[tuple[Held, Purpose]]] = {
-    "none": set(),
-    "select": {("val", "select")},
-    "val": {("val", "fit"), ("val", "select")},
-    "train+val": {("train", "fit"), ("val", "fit"), ("val", "select")},
+TRAIN_FIT, TRAIN_SELECT, VAL_FIT, VAL_SELECT = DOORS
+GRANTED: dict[str, dict[tuple[Held, Purpose], int]] = {
+    "none": {},
+    "select-1": {VAL_SELECT: 4},  # two of each class
+    "select-5": {VAL_SELECT: 4},
+    "select-20": {VAL_SELECT: 5},
+    "select": {VAL_SELECT: 24},
+    "val-1": {VAL_FIT: 4, VAL_SELECT: 4},
+    "val-5": {VAL_FIT: 4, VAL_SELECT: 4},
+    "val-20": {VAL_FIT: 5, VAL_SELECT: 5},
+    "val": {VAL_FIT: 24, VAL_SELECT: 24},
+    "train-1": {TRAIN_FIT: 4, VAL_FIT: 24, VAL_SELECT: 24},
+    "train-10": {TRAIN_FIT: 8, VAL_FIT: 24, VAL_SELECT: 24},
+    "train-33": {TRAIN_FIT: 26, VAL_FIT: 24, VAL_SELECT: 24},
+    "train+val": {TRAIN_FIT: 80, VAL_FIT: 24, VAL_SELECT: 24},
 }
+"""How many images each door of a rung opens for."""
 
 
 def view(budget: str) -> Annotations:
@@ -37,38 +48,63 @@ def used(annotations: Annotations) -> dict[str, int]:
 @pytest.mark.parametrize("door", DOORS, ids="-".join)
 @pytest.mark.parametrize("rung", RUNGS)
 def test_doors_of_every_rung(rung: str, door: tuple[Held, Purpose]) -> None:
-    annotations = view(rung)
-    if door in GRANTED[rung]:
-        assert annotations.groups(*door).num == 8
-    else:
-        with pytest.raises(
-            BudgetExceeded, match=rf"budget {RUNGS[rung].name.replace('+', '.')} .* {door[0]} for {door[1]}"
-        ):
-            annotations.groups(*door)
-        assert not used(annotations)
+    annotations, everything = view(rung), {"train": N_TRAIN, "val": N_VAL}[door[0]]
+    rows = annotations.rows(*door)
+    assert len(rows) == GRANTED[rung].get(door, 0)
+    if len(rows) < everything:
+        n = everything - len(rows)
+        says = rf"budget {re.escape(rung)} .* of {n} of {everything} requested {door[0]} images for {door[1]}"
+        with pytest.raises(BudgetExceeded, match=says):
+            annotations.attributes(*door)
+        with pytest.raises(BudgetExceeded):
+            annotations.attributes(*door, np.setdiff1d(np.arange(everything), rows)[:1])
+    assert not used(annotations)
+    if len(rows):
+        found = annotations.attributes(*door, rows)
+        assert found.sizes == (2, 2)
+        assert np.array_equal(found.values, {"train": TRAIN, "val": VAL}[door[0]][1][rows])
 
 
 @pytest.mark.parametrize("purpose", get_args(Purpose))
 def test_there_is_no_door_to_test(purpose: Purpose) -> None:
-    with pytest.raises(BudgetExceeded, match="test"):
-        view("train+val").groups("test", purpose)  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match="test"):
+        view("train+val").attributes("test", purpose)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ask", ["attributes", "groups", "y", "annotated"])
+def test_a_task_has_no_door_to_test(ask: str) -> None:
+    with pytest.raises(BudgetExceeded, match="the test split is not for methods"):
+        getattr(tiny_task("groupdro"), ask)("test")
 
 
 def test_the_ladder_is_the_one_of_the_specification() -> None:
-    assert list(RUNGS) == ["none", "select", "val", "train+val"]
+    assert list(RUNGS) == list(GRANTED)
+    few = [f"{rung}-{share}" for rung, shares in (("select", (1, 5, 20)), ("train", (1, 10, 33))) for share in shares]
+    assert {name for name, rung in RUNGS.items() if rung.optional} == {*few, "val-1"}
     for name, rung in RUNGS.items():
-        doors = {("train", "fit"): rung.train, ("val", "fit"): rung.val_fit, ("val", "select"): rung.val_select}
-        assert {door for door, open_ in doors.items() if open_} == GRANTED[name]
+        assert {TRAIN_FIT: bool(rung.train), TRAIN_SELECT: False, VAL_FIT: rung.val_fit, VAL_SELECT: rung.val > 0} == {
+            door: door in GRANTED[name] for door in DOORS
+        }
+
+
+CRITERIA_OF_RUNGS = {"val-worst-class": ["none"], "val-wga": ["select", "train-1", "train-10", "train-33", "train+val"]}
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_where_few_images_are_seen_or_half_are_fitted_on_selection_is_smoothed(rung: str) -> None:
+    named = [name for name, rungs in CRITERIA_OF_RUNGS.items() if rung in rungs]
+    assert [RUNGS[rung].criterion] == (named or ["val-wga-smoothed"])
 
 
 def test_groups_are_the_true_cells() -> None:
-    groups = view("train+val").groups("train", "fit")
+    groups = view("train+val").attributes("train", "fit").groups(TRAIN[0], 2)
     assert np.array_equal(groups.index, np.repeat(np.arange(8), 10))
     assert groups.counts().tolist() == [10] * 8
 
 
 def test_groups_of_some_images_keep_their_order_and_all_cells() -> None:
-    groups = view("val").groups("val", "fit", np.array([23, 0, 4]))
+    rows = np.array([23, 0, 4])
+    groups = view("val").attributes("val", "fit", rows).groups(VAL[0][rows], 2)
     assert groups.index.tolist() == [7, 0, 1]
     assert groups.counts().tolist() == [1, 1, 0, 0, 0, 0, 0, 1]
 
@@ -78,8 +114,9 @@ def test_groups_of_some_images_keep_their_order_and_all_cells() -> None:
 )
 def test_a_grant_of_one_attribute_pools_the_other(budget: str, index: list[int]) -> None:
     annotations = view(budget)
-    groups = annotations.groups("val", "fit")
-    assert annotations.shape == (2, 2)
+    attributes = annotations.attributes("val", "fit")
+    groups = attributes.groups(VAL[0], 2)
+    assert attributes.sizes == (2,)
     assert np.array_equal(groups.index, np.repeat(index, 3))
     assert groups.num == 4
 
@@ -94,29 +131,29 @@ def test_attributes_stand_in_the_order_of_the_card() -> None:
 @pytest.mark.parametrize(("budget", "k"), [("val", 2), ("val:background,object", 2), ("val:object", 1)])
 def test_an_image_costs_one_label_per_granted_attribute(budget: str, k: int) -> None:
     annotations = view(budget)
-    annotations.groups("val", "select")
+    annotations.attributes("val", "select")
     assert used(annotations) == {"n_val_a_select": k * N_VAL, "total_a": k * N_VAL}
 
 
 def test_fitting_and_selecting_on_an_image_costs_once_in_total() -> None:
     annotations = view("val:object")
-    annotations.groups("val", "fit", np.arange(0, 16))
-    annotations.groups("val", "select", np.arange(12, 24))
+    annotations.attributes("val", "fit", np.arange(0, 16))
+    annotations.attributes("val", "select", np.arange(12, 24))
     assert used(annotations) == {"n_val_a_fit": 16, "n_val_a_select": 12, "total_a": 24}
 
 
 def test_asking_again_is_free() -> None:
     annotations = view("val:object")
     for _ in range(3):
-        annotations.groups("val", "fit", np.arange(5))
-    annotations.groups("val", "fit", np.array([4, 4, 5]))
+        annotations.attributes("val", "fit", np.arange(5))
+    annotations.attributes("val", "fit", np.array([4, 4, 5]))
     assert used(annotations) == {"n_val_a_fit": 6, "total_a": 6}
 
 
 def test_full_ledger_of_the_richest_rung() -> None:
     annotations = view("train+val")
     for door in GRANTED["train+val"]:
-        annotations.groups(*door)
+        annotations.attributes(*door)
     assert used(annotations) == {
         "n_train_a": 2 * N_TRAIN,
         "n_val_a_fit": 2 * N_VAL,
@@ -137,6 +174,8 @@ def test_a_task_bills_class_labels_only_for_fitting_on_validation() -> None:
     task.y("train", fit=True)
     task.y("val")
     assert not any(ledger(task).values())
+    task.y("val", fit=np.array([3, 5]))
+    assert ledger(task)["n_y_extra"] == 2
     task.y("val", fit=True)
     assert ledger(task)["n_y_extra"] == N_VAL
 
@@ -152,88 +191,17 @@ def test_under_class_a_task_hands_out_classes_and_bills_nothing(split: Held) -> 
     assert not any(ledger(task).values())
 
 
-# ------------------------------------------------------------------------------------------------ methods and budgets
-
-NATIVE, CLASS, CARRIED = Policy(""), Policy("class"), Policy("carried")
-needs_train = Policy("n/a", "needs train+val")
-erm_at_select = ("erm", "select", NATIVE)
-
-
-@pytest.mark.parametrize(
-    ("method", "rung", "policy"),
-    [
-        ("erm", "none", NATIVE),
-        erm_at_select,
-        ("erm", "val", CARRIED),
-        ("erm", "train+val", CARRIED),
-        ("jtt", "none", NATIVE),
-        ("jtt", "select", NATIVE),
-        ("jtt", "val", CARRIED),
-        ("jtt", "train+val", CARRIED),
-        ("dfr", "none", CLASS),
-        ("dfr", "select", CLASS),
-        ("dfr", "val", NATIVE),
-        ("dfr", "train+val", CARRIED),
-        *(
-            case
-            for method in ("groupdro", "resample", "reweight")
-            for case in (
-                (method, "none", CLASS),
-                (method, "select", CLASS),
-                (method, "val", needs_train),
-                (method, "train+val", NATIVE),
-            )
-        ),
-    ],
-)
-def test_table_of_methods_and_rungs(method: str, rung: str, policy: Policy) -> None:
-    assert METHODS[method].requires.resolve(Budget(rung)) == policy
-
-
-@pytest.mark.parametrize(
-    ("fit", "rung", "reason"),
-    [
-        ("val", "none", "needs val"),
-        ("val", "select", "needs val"),
-        ("train", "none", "needs train+val"),
-        ("train", "select", "needs train+val"),
-        ("train", "val", "needs train+val"),
-    ],
-)
-def test_without_a_fallback_a_method_that_needs_more_does_not_run(fit: str, rung: str, reason: str) -> None:
-    requires = Requires(fit=fit, native="train+val")  # type: ignore[arg-type]
-    assert requires.resolve(Budget(rung)) == Policy("n/a", reason)
-
-
-@pytest.mark.parametrize("rung", RUNGS)
-def test_class_can_be_asked_for_at_every_rung(rung: str) -> None:
-    assert METHODS["dfr"].requires.resolve(Budget(rung), "class") == CLASS
-    assert METHODS["groupdro"].requires.resolve(Budget(rung), "class") == CLASS
-
-
-@pytest.mark.parametrize("method", ["erm", "jtt"])
-def test_class_does_not_apply_to_a_method_without_groups(method: str) -> None:
-    policy = METHODS[method].requires.resolve(Budget("none"), "class")
-    assert policy == Policy("n/a", "it uses no groups, so @class does not apply to it")
-
-
-@pytest.mark.parametrize("name", list(METHODS))
-def test_every_method_is_native_at_its_native_rung(name: str) -> None:
-    requires = METHODS[name].requires
-    assert requires.resolve(Budget.parse(requires.native)) == NATIVE
-
-
 # -------------------------------------------------------------------------------------------------- budgets as typed
 
 
-@pytest.mark.parametrize("text", [*RUNGS, "val:background", "train+val:background,object"])
+@pytest.mark.parametrize("text", [*RUNGS, "val:background", "val-20:object", "train+val:background,object"])
 def test_a_budget_is_printed_as_it_is_typed(text: str) -> None:
     assert str(Budget.parse(text)) == text
 
 
 def test_budget_parts() -> None:
     assert Budget.parse("val:object") == Budget("val", ("object",))
-    assert [Budget(rung).order for rung in RUNGS] == [0, 1, 2, 3]
+    assert [Budget(rung).order for rung in RUNGS] == list(range(13))
     assert Budget("val").grant is RUNGS["val"]
 
 

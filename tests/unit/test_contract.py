@@ -131,7 +131,7 @@ class OpeningTest(Pipeline):
     """Looks at the test split while it fits."""
 
     def fit(self, task: Task) -> Predictor:
-        task._lab.pixels("test")
+        task._lab.store.split("test")
         return super().fit(task)
 
 

@@ -8,11 +8,13 @@ from torchvision import transforms
 from worstgroup.benchmark.data import (
     CROP_AREA,
     CROP_RATIO,
+    Joined,
     Pixels,
     augment,
     crop_boxes,
     random_order,
     resized_crop,
+    stratified,
     weighted,
 )
 from worstgroup.benchmark.spec import Recipe
@@ -182,6 +184,28 @@ def test_augmentation_comes_before_normalisation() -> None:
     assert torch.equal(normalised, (plain - mean) / std)
 
 
+# ------------------------------------------------------------------------------------------------------ joined splits
+
+
+@pytest.mark.parametrize("kind", ["none", "crop+flip"])
+def test_joined_pixels_are_those_of_the_parts(kind: str) -> None:
+    first, second = pixels(draw(9, 8, 8), *IMAGENET), pixels(draw(6, 8, 8)[::-1].copy(), *IMAGENET)
+    rows = np.array([7, 0, 3]), np.array([5, 1])
+    joined = Joined([(first, rows[0]), (second, rows[1])])
+    assert len(joined) == 5
+    assert joined.y.tolist() == [7, 0, 3, 5, 1]
+    index = torch.tensor([4, 0, 2, 3, 3, 1])
+    parts = [first.batch(torch.tensor(rows[0])).x, second.batch(torch.tensor(rows[1])).x]
+    batch = joined.batch(index)
+    assert torch.equal(batch.x, torch.cat(parts)[index])
+    assert torch.equal(batch.y, joined.y[index])
+    assert torch.equal(batch.index, index)  # what an objective looks up lies in the order of the joined images
+    whole = pixels(np.concatenate([draw(9, 8, 8)[rows[0]], draw(6, 8, 8)[::-1][rows[1]]]), *IMAGENET)
+    transforms_ = [augment(kind, generator()) for _ in range(2)]
+    assert torch.equal(joined.batch(index, transforms_[0]).x, whole.batch(index, transforms_[1]).x)
+    assert torch.equal(torch.cat([part.x for part in joined.batches(2)]), torch.cat(parts))
+
+
 # ---------------------------------------------------------------------------------------------------------- samplers
 
 
@@ -218,3 +242,41 @@ def test_equal_weights_are_an_epoch_without_replacement() -> None:
     recipe = Recipe(batch_size=16)
     ours = torch.cat(list(weighted(torch.full((50,), 0.2), recipe)(generator())))
     assert torch.equal(ours, torch.cat(list(random_order(50, recipe)(generator()))))
+
+
+@pytest.mark.parametrize("draws", [12, 50, 130])
+def test_weighted_takes_as_many_draws_as_asked_for(draws: int) -> None:
+    drawn = torch.cat(list(weighted(torch.ones(50), Recipe(batch_size=16), draws=draws)(generator())))
+    assert len(drawn) == draws
+    assert 0 <= int(drawn.min()) <= int(drawn.max()) < 50
+    assert (len(drawn.unique()) == draws) == (draws == 50)  # n equal draws are an epoch without replacement
+
+
+@pytest.mark.parametrize("counts", [(30, 30), (57, 3), (40, 19, 1), (5, 10, 15, 30)])
+def test_stratified_batches_hold_equally_many_of_each_stratum(counts: tuple[int, ...]) -> None:
+    stratum = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[torch.randperm(60)]
+    batches = stratified(stratum, Recipe(batch_size=12))(generator())
+    assert [len(index) for index in batches] == [12] * 5
+    for index in batches:
+        assert stratum[index].bincount().tolist() == [12 // len(counts)] * len(counts)
+
+
+def test_strata_take_turns_where_a_batch_cannot_be_divided() -> None:
+    stratum = torch.tensor([0] * 20 + [3] * 5 + [7] * 2)  # labels need not be consecutive
+    batches = stratified(stratum, Recipe(batch_size=8))(generator())
+    drawn = torch.cat(list(batches))
+    assert [int((stratum[drawn] == s).sum()) for s in (0, 3, 7)] == [9, 9, 9]
+    for index in batches:
+        counts = [int((stratum[index] == s).sum()) for s in (0, 3, 7)]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_stratified_draws_every_image_of_a_stratum_alike() -> None:
+    stratum = torch.tensor([0] * 90 + [1] * 10)
+    sampler = stratified(stratum, Recipe(batch_size=20))
+    drawn = torch.cat([torch.cat(list(sampler(generator(seed)))) for seed in range(100)]).bincount(minlength=100)
+    assert drawn[:90].float().mean().item() == pytest.approx(5000 / 90)
+    assert drawn[90:].float().mean().item() == pytest.approx(500)
+    assert drawn[90:].float().std().item() < 60
+    first, again = (torch.cat(list(sampler(generator(3)))) for _ in range(2))
+    assert torch.equal(first, again)

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import plan_tiny
+from stubs import quiet, tiny_task
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 from worstgroup.benchmark import engine
-from worstgroup.benchmark.annotations import Annotations
 from worstgroup.benchmark.backbones import Backbone, build_backbone
 from worstgroup.benchmark.cost import Clock, StageCost
 from worstgroup.benchmark.data import Batch
 from worstgroup.benchmark.engine import Objective, Trajectory
 from worstgroup.benchmark.errors import NonFiniteLoss
-from worstgroup.benchmark.lab import Lab, Progress
+from worstgroup.benchmark.lab import Progress
 from worstgroup.benchmark.registry import METHODS, NoConfig
 from worstgroup.benchmark.spec import Recipe
 from worstgroup.benchmark.task import Task
@@ -105,29 +104,6 @@ def killer(epoch: int) -> Progress:
     return progress
 
 
-def quiet(stage: str, epoch: int, epochs: int) -> None:
-    pass
-
-
-def make_task(method: str, progress: Progress = quiet, **settings: str) -> Task:
-    plan = plan_tiny(method, **settings)
-    spec, store = plan.runs[0].spec, plan.stores["tiny"]
-    assert spec is not None
-    device = torch.device("cpu")
-    lab = Lab(spec.block, store, device, Clock(device), progress)
-    parts = {name: store.split(name) for name in ("train", "val")}
-    return Task(
-        spec,
-        lab,
-        Annotations(
-            store.card,
-            {name: part.y for name, part in parts.items()},  # type: ignore[misc]
-            {name: part.a for name, part in parts.items()},  # type: ignore[misc]
-            spec.budget,
-        ),
-    )
-
-
 def train(
     state: Path,
     method: str = "groupdro",
@@ -140,7 +116,7 @@ def train(
     **settings: str,
 ) -> Outcome:
     """Train a method's objective (or another one under that method's budget) on `tiny`."""
-    task = make_task(method, progress, recipe__epochs=str(epochs), **settings)
+    task = tiny_task(method, progress=progress, recipe__epochs=str(epochs), **settings)
     lab = task._lab
     made = objective() if objective else METHODS[method].cls(METHODS[method].config())
     model = lab.model()
@@ -291,7 +267,7 @@ def test_two_runs_are_bit_equal_whatever_the_global_generators(tmp_path: Path, n
 def test_building_a_lab_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    make_task("erm")._lab.model()
+    tiny_task("erm")._lab.model()
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -388,7 +364,7 @@ def test_the_earliest_best_epoch_is_kept(tmp_path: Path, scores: list[tuple[floa
 
 
 def test_the_score_is_that_of_the_kept_epochs_predictions(tmp_path: Path) -> None:
-    task = make_task("groupdro")
+    task = tiny_task("groupdro")
     trajectory = train(tmp_path / "state.pt").trajectory
     scores = [task.selector()(epoch.predictions) for epoch in trajectory.epochs]
     assert trajectory.score == max(scores)
@@ -400,7 +376,7 @@ def test_the_score_is_that_of_the_kept_epochs_predictions(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_erm_counts_one_forward_and_one_backward_per_image_and_epoch(epochs: int) -> None:
-    task = make_task("erm", recipe__epochs=str(epochs))
+    task = tiny_task("erm", recipe__epochs=str(epochs))
     cost = task._lab.erm().cost
     assert cost.n_fwd == cost.n_bwd == TRAIN * epochs
     assert cost.n_updates == STEPS * epochs
@@ -411,7 +387,7 @@ def test_erm_counts_one_forward_and_one_backward_per_image_and_epoch(epochs: int
 
 def test_evaluation_is_not_billed(tmp_path: Path) -> None:
     """The counters are those of the training images alone, though the validation split was predicted every epoch."""
-    task = make_task("groupdro")
+    task = tiny_task("groupdro")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         task._lab.model().eval()(task._lab.pixels("train").batch(torch.tensor([0])).x)
     forward = counter.get_total_flops() / 2  # `model()` itself counts one forward

@@ -17,7 +17,9 @@ from helpers import edit, places, put
 from rich.console import Console
 from worstgroup.benchmark import metrics
 from worstgroup.benchmark.errors import CorruptFile
+from worstgroup.benchmark.planning import Absent
 from worstgroup.benchmark.record import find, pack, predictions_path, read, read_predictions
+from worstgroup.benchmark.spec import Budget
 from worstgroup.leaderboard import statistics
 from worstgroup.leaderboard.aggregate import Difference, Row, Table, build, collect
 from worstgroup.leaderboard.render import LEGEND, to_csv, to_markdown, to_terminal
@@ -245,6 +247,26 @@ def test_two_settings_of_one_method_are_told_apart(runs: Path) -> None:
         "groupdro (step_size=0.01)",
         "groupdro (step_size=0.5)",
     ]
+
+
+def test_two_settings_of_one_source_are_told_apart(runs: Path) -> None:
+    for i, path in enumerate(every(runs, "groupdro")):
+        for n in (2, 3):
+            twin(path, f"exmap-{n}-{i}", source="exmap", source_config={"clusters": n})
+    found = [row for row in tables(runs)[0].rows if "exmap" in row.method]
+    assert sorted(row.method for row in found) == [f"groupdro+exmap (exmap.clusters={n})" for n in (2, 3)]
+    assert [row.seeds for row in found] == [(0, 1)] * 2
+
+
+def test_a_cell_that_is_not_run_stands_in_the_table_of_its_block(runs: Path) -> None:
+    cells = [Absent("tiny", backbone, "ex2l", "select", "needs val-5") for backbone in ("tiny_cnn", "resnet50")]
+    (table,) = build(collect(find(runs)), [*cells, *cells])
+    (row,) = (row for row in table.rows if row.method == "ex2l")
+    assert (row.reason, row.tag, row.seeds, row.labels) == ("needs val-5", "n/a", (), 0)
+    assert not any(row.metrics.values())
+    budgets = [row.budget for row in table.rows]
+    assert budgets == sorted(budgets, key=lambda budget: Budget.parse(budget).order)
+    assert "needs val-5" in to_markdown([table])
 
 
 def test_a_budget_richer_than_the_native_one_is_marked(runs: Path) -> None:

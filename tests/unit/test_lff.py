@@ -150,7 +150,9 @@ def test_equal_networks_give_every_image_half_the_weight() -> None:
     objective.biased.load_state_dict(objective.model.state_dict())
     losses = cross_entropies(objective, data)
     loss = objective.loss(data)
-    assert relative_difficulty(objective.memory, objective.y, data.index, objective.model.num_classes).tolist() == pytest.approx([0.5] * 10)
+    assert relative_difficulty(
+        objective.memory, objective.y, data.index, objective.model.num_classes
+    ).tolist() == pytest.approx([0.5] * 10)
     expected = gce(objective.biased(data.x), data.y, 0.7).mean() + losses[1].mean() / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 

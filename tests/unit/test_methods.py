@@ -676,7 +676,7 @@ def test_dfr_bills_every_validation_image_once() -> None:
     _, task = refit(val, refits=1)
     used = ledger(task)
     assert used["n_val_a_fit"] == used["total_a"] == used["n_y_extra"] == 400
-    assert used["n_val_a_select"] == len(task.halves()[1])
+    assert used["n_val_a_select"] == len(task.halves(np.arange(400))[1])
     assert used["n_train_a"] == 0
 
 
@@ -696,6 +696,6 @@ def test_dfr_with_classes_reads_no_attribute() -> None:
 
 def test_halves_are_stratified_by_class_and_disjoint() -> None:
     val = generate(401, 1)
-    fit, select = feature_task(val).halves()
+    fit, select = feature_task(val).halves(np.arange(401))
     assert np.array_equal(np.sort(np.concatenate([fit, select])), np.arange(401))
     assert np.bincount(val.y[fit]).tolist() == (np.bincount(val.y) // 2).tolist()

@@ -22,7 +22,7 @@ def candidates(table: Sequence[Sequence[int]], total: Counts) -> list[NDArray[np
 def selector(name: str, total: Counts) -> Selector:
     data = examples(total, total, SHAPE)
     groups = Groups(data["group"], 4) if CRITERIA[name].needs_groups else Groups(data["y"], 2)
-    return Selector(CRITERIA[name], data["y"], groups)
+    return Selector(CRITERIA[name], np.arange(len(data["y"])), data["y"], groups)
 
 
 # ----------------------------------------------------------------------------------------------- smoothed accuracies
@@ -110,7 +110,7 @@ def test_among_equals_the_earliest_wins(name: str) -> None:
 
 @pytest.mark.parametrize("rung", RUNGS)
 def test_a_rung_selects_by_groups_only_if_it_grants_them(rung: str) -> None:
-    assert CRITERIA[RUNGS[rung].criterion].needs_groups == RUNGS[rung].val_select
+    assert CRITERIA[RUNGS[rung].criterion].needs_groups == (RUNGS[rung].val > 0)
 
 
 def test_selection_at_none_reads_no_attribute() -> None:
@@ -139,8 +139,24 @@ def test_selection_by_groups_bills_the_images_it_reads(rung: str) -> None:
     val = split_of((40, 10, 10, 40), make_card())
     task = make_task(val, val, budget=rung)
     choose = task.selector(np.arange(30))
+    assert choose.rows.tolist() == list(range(30))
     assert len(choose.truth) == len(choose.groups.index) == 30
     assert {name: n for name, n in ledger(task).items() if n} == {"n_val_a_select": 30, "total_a": 30}
+
+
+@pytest.mark.parametrize("rung", ["select-5", "select-20", "val-5", "val-20"])
+def test_selection_looks_at_the_granted_images_alone(rung: str) -> None:
+    val = split_of((40, 10, 10, 40), make_card())
+    task = make_task(val, val, budget=rung)
+    choose = task.selector()
+    n = {5: 5, 20: 20}[int(rung.partition("-")[2])]
+    assert len(choose.rows) == n
+    assert np.array_equal(choose.groups.index, 2 * val[0][choose.rows] + val[1][choose.rows, 0])
+    predictions = np.random.default_rng(0).integers(0, 2, 100)
+    elsewhere = np.where(np.isin(np.arange(100), choose.rows), predictions, 1 - predictions)
+    assert choose(predictions) == choose(elsewhere)
+    assert {name: n for name, n in ledger(task).items() if n} == {"n_val_a_select": n, "total_a": n}
+    assert np.array_equal(task.selector(np.arange(50)).rows, choose.rows[choose.rows < 50])
 
 
 def test_choose_tells_criterion_value_and_candidates() -> None:

@@ -51,6 +51,8 @@ RUN_CHANGES: dict[str, Any] = {
     "config": (("eta", 0.1),),
     "budget": Budget("val"),
     "code": "1" * 16,
+    "source_config": (("clusters", 3),),
+    "extra": "val",
     "protocol": "wg0",
 }
 CHANGED = [
@@ -111,6 +113,8 @@ def test_labels_for_people() -> None:
     assert SPEC.label == "method on toy · train+val · seed 0"
     assert replace(SPEC, source="exmap", policy="class").method_label == "method+exmap@class"
     assert replace(SPEC, policy="carried").method_label == "method"
+    assert replace(SPEC, source="predictor", policy="pseudo").method_label == "method@pseudo"
+    assert replace(SPEC, policy="masked", extra="val").method_label == "method@masked(+val)"
     assert SPEC.protocol == PROTOCOL
 
 

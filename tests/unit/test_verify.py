@@ -116,7 +116,7 @@ EDITS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "step of the selection": ("groupdro", add("selection.step", -5), "selection.step"),
     "rule of the selection": ("groupdro", put("selection.criterion", "test-wga"), "selection.criterion"),
     "history of the selected epoch": ("groupdro", in_history(0), "history"),
-    "history cut off": ("groupdro", lambda content: content["history"].clear(), "history"),
+    "history cut off": ("groupdro", lambda content: content["history"].clear(), "selection.step"),
     "seed": ("groupdro", put("seed", 5), "run"),
     "setting": ("groupdro", put("config.step_size", 0.5), "run"),
     "setting of the recipe": ("groupdro", put("recipe.lr", 0.5), "run"),
