@@ -92,7 +92,7 @@ def grant_by_class(classes: Indices, share: float) -> Indices:
     class (where it has them): one to fit on, one to select by.
     """
     y = np.repeat(np.arange(len(classes)), classes)
-    place = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in classes])
+    place = (np.arange(len(y)) - np.repeat(np.cumsum(classes) - classes, classes) + 0.5) / classes[y]
     first = y[np.lexsort((y, place))[: round(share * len(y))]]
     fewest = np.minimum(classes, 2 if share > 0 else 0)
     return np.maximum(np.bincount(first, minlength=len(classes)), fewest)
@@ -106,7 +106,7 @@ def granted(y: Indices, share: float, dataset: str, seed: int, split: Held) -> I
     rng = np.random.default_rng(derive_seed(dataset, seed, "granted", split))
     sizes = grant_by_class(np.bincount(y), share)
     drawn = [rng.permutation(np.flatnonzero(y == label))[:size] for label, size in enumerate(sizes)]
-    return np.sort(np.concatenate(drawn))
+    return np.sort(np.concatenate([np.arange(0), *drawn]))
 
 
 def halves(

@@ -241,9 +241,9 @@ def test_forged_images_of_a_share_are_named() -> None:
 
 
 def test_without_labels_the_number_of_images_seen_is_bounded() -> None:
-    plan = make_plan([Request("tiny:secret", "erm", "val-20", seeds=(0,), extra="val")])
+    plan = make_plan([Request("tinyvariants:secret", "erm", "val-20", seeds=(0,), extra="val")])
     assert plan.runs[0].spec is not None
-    run_spec(plan.runs[0].spec, plan.stores["tiny:secret"])
+    run_spec(plan.runs[0].spec, plan.stores["tinyvariants:secret"])
     path = record_path(runner.runs_home(), plan.runs[0].spec)
     assert verify(path) == Verdict(path, "metrics", ())
     edit(path, put("selection.seen", [3, 2, 0, 0, 1, 2, 1, 1]))
