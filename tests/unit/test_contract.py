@@ -246,7 +246,7 @@ def test_a_run_is_killed_until_it_survives(name: str, killers: Any, attempts: in
             yield killer
 
     with profile():
-        survive(name, counted())
+        survive(Bench(name), counted())
     assert len(used) == attempts
 
 
@@ -355,7 +355,7 @@ def test_every_missing_word_is_named(bench: Callable[..., Bench]) -> None:
 def test_metrics_that_are_not_finite_fail() -> None:
     broken = Bench("erm")
     made = broken.run()
-    broken._made[""] = Made(
+    broken._made[broken.home] = Made(
         made.record.model_copy(update={"metrics": {"wga": float("nan"), "gap_all": None}}),
         made.labels,
         made.cost,
