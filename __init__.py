@@ -7,18 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .benchmark.annotations import Groups
+    from .benchmark.annotations import Attributes, Groups
     from .benchmark.data import Batch, Split, Splits
     from .benchmark.engine import Objective
     from .benchmark.errors import UserError
     from .benchmark.record import RunRecord
-    from .benchmark.registry import backbone, dataset, method
+    from .benchmark.registry import backbone, dataset, method, source
     from .benchmark.runner import run
     from .benchmark.spec import Attribute, Budget, Card, Recipe, Requires, RunSpec
     from .benchmark.task import Predictor, Task
     from .leaderboard.verify import verify
 
 _HOMES = {
+    "Attributes": "benchmark.annotations",
     "Groups": "benchmark.annotations",
     "Batch": "benchmark.data",
     "Split": "benchmark.data",
@@ -29,6 +30,7 @@ _HOMES = {
     "backbone": "benchmark.registry",
     "dataset": "benchmark.registry",
     "method": "benchmark.registry",
+    "source": "benchmark.registry",
     "run": "benchmark.runner",
     "Attribute": "benchmark.spec",
     "Budget": "benchmark.spec",
@@ -43,6 +45,7 @@ _HOMES = {
 
 __all__ = [
     "Attribute",
+    "Attributes",
     "Batch",
     "Budget",
     "Card",
@@ -61,6 +64,7 @@ __all__ = [
     "dataset",
     "method",
     "run",
+    "source",
     "verify",
 ]
 

@@ -313,6 +313,7 @@ def run(
     backbone: str = "",
     weights: str = "none",
     seed: int = 0,
+    extra: str = "",
     root: str | Path | None = None,
     **settings: Any,
 ) -> RunRecord:
@@ -321,7 +322,7 @@ def run(
     `settings` are configuration keys of the method, e.g. `run("digits2", "groupdro", step_size=0.1)`.
     """
     texts = {key: str(value) for key, value in settings.items()}
-    request = Request(dataset, method, budget, backbone, weights, (seed,), texts)
+    request = Request(dataset, method, budget, backbone, weights, (seed,), texts, extra)
     made = plan([request], Path(root) if root else None)
     planned = made.runs[0]
     if planned.spec is None:
