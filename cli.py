@@ -240,9 +240,16 @@ def list_(
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A dataset, method, backbone, budget or suite.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A dataset, method, source, backbone, budget or suite.")],
+    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
+) -> None:
     """Show the card of one entry."""
     from . import listing
+    from .benchmark.registry import load_plugin
+
+    for file in plugin:
+        load_plugin(file)
 
     out.print(listing.card(name), markup=False, highlight=False, soft_wrap=True)
 

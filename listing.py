@@ -22,14 +22,18 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
         return _table(("method", "native budget", "what it does"), rows)
     if kind == "sources":
         built_in = [
-            ("", "none named: the true groups, within the budget"),
+            ("(none)", "the true groups, within the budget"),
             ("@class", "classes in place of groups"),
             ("@pseudo", f"attributes predicted from the granted ones (+{PSEUDO})"),
             ("@subset", "the true groups, fine-tuning ERM on the annotated images only"),
-            ("@masked", "the true groups of the annotated images, the class loss on all"),
+            (
+                "@masked",
+                "the true groups of the annotated images (validation's are trained on too), the class loss on all",
+            ),
         ]
         return _table(
-            ("source", "what groups are"), [*built_in, *((f"+{name}", SOURCES[name].summary) for name in SOURCES)]
+            ("source", "what groups are"),
+            [*built_in, *((f"+{name}", SOURCES[name].summary.partition(": ")[2]) for name in SOURCES)],
         )
     if kind == "datasets":
         cards = [card for name in DATASETS for card in DATASETS[name].cards.values()]
@@ -88,6 +92,9 @@ def card(name: str) -> str:
         return _method("method", METHODS[name])
     if name.removeprefix("+") in SOURCES:
         return _method("source", SOURCES[name.removeprefix("+")])
+    host, _, source = name.partition("+")
+    if host in METHODS and source in SOURCES:
+        return _method("method", METHODS[host]) + "\n\n\n" + _method("source", SOURCES[source])
     if base in BACKBONES:
         entry = BACKBONES[base]
         weights = f"weights: {', '.join(entry.weights)}"
@@ -103,7 +110,7 @@ def card(name: str) -> str:
         ]
         return "\n".join([f"suite {name}", "", suite.summary, f"seeds: {suite.seeds}", "", *lines])
     known = [*DATASETS, *METHODS, *SOURCES, *BACKBONES, *RUNGS, *suite_names()]
-    raise UnknownName("name", name, known, "See `worstgroup ls`.")
+    raise UnknownName("name", name, known, "See `worstgroup ls methods`.")
 
 
 def _dataset(card: Card) -> str:
@@ -139,4 +146,4 @@ def _method(kind: str, entry: MethodEntry) -> str:
 def _at(needs: Requires, rung: str) -> str:
     """How a method runs at a rung, in words."""
     policy = needs.resolve(Budget(rung))
-    return policy.reason or {"": "as it is"}.get(policy.tag, f"@{policy.tag}")
+    return policy.reason or {"": "as it is", "carried": "as it is"}.get(policy.tag, f"@{policy.tag}")

@@ -7,6 +7,7 @@ all, and carries the cost of its making so that every consumer can bill it.
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,22 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.write_bytes(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
 
 
-def artifact(kind: str, identity: Any, make: Callable[[Path], StageCost]) -> Artifact:
+def artifact(
+    kind: str,
+    identity: Any,
+    make: Callable[[Path], StageCost],
+    waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Artifact:
     """Return the artifact of this identity, letting `make` fill its folder first if it does not exist.
 
-    A second process that wants the same artifact waits for the first.
+    A second process that wants the same artifact waits for the first, inside `waiting()`.
     """
     key = digest([kind, identity])[:24]
     path = artifacts_home() / kind / key
     if not (path / "meta.json").exists():
-        with lock(path):
+        with ExitStack() as held:
+            with waiting():
+                held.enter_context(lock(path))
             if not (path / "meta.json").exists():
                 shutil.rmtree(path, ignore_errors=True)
 

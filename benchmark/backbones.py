@@ -116,14 +116,17 @@ def build_backbone(
     return built
 
 
-def check_backbone(name: str, card: Card, weights: str) -> None:
-    """Raise what `build_backbone` would for this dataset, without fetching anything or touching any generator."""
+def check_backbone(name: str, card: Card, weights: str) -> Backbone:
+    """Raise what `build_backbone` would for this dataset, without fetching anything or touching any generator.
+
+    Returns a model of the same layers.
+    """
     height, width, channels = card.image
     official = weights in BACKBONES[name.partition(":")[0]].weights and weights not in ("none", FILE)
     if official and channels != 3:
         raise UserError(f"{name}: weights {weights!r} are for images with 3 channels, these have {channels}")
     with torch.random.fork_rng(devices=[]):
-        build_backbone(
+        return build_backbone(
             name,
             num_classes=len(card.classes),
             in_channels=channels,

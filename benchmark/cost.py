@@ -121,6 +121,15 @@ class Clock:
                 setattr(self.current, name, getattr(before, name))
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Bill nobody for the time inside, spent waiting for another process."""
+        self.lap()
+        try:
+            yield
+        finally:
+            self._mark = self._now()
+
+    @contextmanager
     def apart(self) -> Iterator[tuple[dict[str, StageCost], dict[str, StageCost]]]:
         """Bill what happens inside to stages and shared costs of its own, handed out: those of a shared artifact."""
         before = self.stages, self.shared

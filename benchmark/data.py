@@ -89,9 +89,14 @@ class Pixels:
 
 
 class Joined(Pixels):
-    """Chosen examples of several splits, one after the other; nothing is copied."""
+    """Chosen examples of several splits, one after the other; no pixel is copied.
 
-    def __init__(self, parts: Sequence[tuple[Pixels, np.ndarray[Any, np.dtype[np.int64]]]]) -> None:
+    `labels` says of each part whether its labels are shown; otherwise they are -1.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[Pixels, np.ndarray[Any, np.dtype[np.int64]]]], labels: Sequence[bool] = ()
+    ) -> None:
         first = parts[0][0]
         self._parts = [pixels.images for pixels, _ in parts]
         self.device, self._mean, self._std = first.device, first._mean, first._std
@@ -100,6 +105,8 @@ class Joined(Pixels):
         self._row = torch.cat(rows)
         self._part = torch.cat([torch.full_like(row, k) for k, row in enumerate(rows)])
         self.y = torch.cat([pixels.y[row] for (pixels, _), row in zip(parts, rows, strict=True)])
+        for k, shown in enumerate(labels):
+            self.y[(self._part == k) & (not shown)] = -1
 
     def _gather(self, index: Tensor) -> Tensor:
         row, part = self._row[index], self._part[index]

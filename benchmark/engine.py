@@ -7,7 +7,7 @@ the same bits, without storing any generator.
 import io
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .artifacts import load_state
 from .cost import Clock, StageCost
@@ -80,6 +81,10 @@ class Objective(Generic[ConfigT]):
     def lr_factor(self, recipe: Recipe, epoch: float) -> float:
         """What every learning rate is multiplied with after so many epochs; by default the recipe's schedule."""
         return 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs)) if recipe.schedule == "cosine" else 1.0
+
+    def transform(self, recipe: Recipe, generator: torch.Generator) -> Callable[[Tensor], Tensor] | None:
+        """An epoch's augmentation of pixels in [0, 1], by default the recipe's; several views may be stacked."""
+        return augment(recipe.augment, generator)
 
     def make_sampler(self, task: "Task", recipe: Recipe) -> Sampler:
         """The epoch's index batches; override to weight or compose them.
@@ -164,7 +169,7 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
     if recipe.channels_last:
         players.networks.to(memory_format=torch.channels_last)
     base_lr = [group["lr"] for group in players.parameter_groups()]
-    updates = players.count_updates(model)
+    own = {id(parameter) for parameter in model.parameters()}
     if recipe.compile:
         trunk = model.trunk  # its forward alone: the hook that counts passes stays outside, the state keeps its names
         setattr(trunk, "forward", torch.compile(trunk.forward))  # noqa: B010
@@ -176,17 +181,16 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
             order, images = (torch.Generator().manual_seed(seed) for seed in seeds[:2])
             torch.manual_seed(seeds[2])
             batches = sampler(order)
-            transform = augment(recipe.augment, images)
+            transform = objective.transform(recipe, images)
             players.networks.train()
             losses: list[Tensor] = []
-            updates.clear()
             for i, index in enumerate(batches):
                 _set_lr(players, base_lr, objective.lr_factor(recipe, epoch - 1 + i / len(batches)))
-                with autocast(recipe, training.train.device):
+                with autocast(recipe, training.train.device), _watched(own) as changed:
                     losses.append(objective.step(training.train.batch(index, transform), players.optimizers))
+                cost.n_updates += bool(changed)
                 if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):
                     _check_finite(losses, training.stage, epoch)
-            cost.n_updates += len(updates)
             clock.lap()
             billed = asdict(cost)
             with clock.off():
@@ -203,6 +207,22 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
     """bfloat16 autocast when the recipe asks for it."""
     return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def _watched(parameters: set[int]) -> Iterator[list[Optimizer]]:
+    """Notes optimisers that step inside and hold one of the parameters, given by `id`."""
+    changed: list[Optimizer] = []
+
+    def note(optimizer: Optimizer, *_: Any) -> None:
+        if any(id(p) in parameters for group in optimizer.param_groups for p in group["params"]):
+            changed.append(optimizer)
+
+    handle = register_optimizer_step_post_hook(note)
+    try:
+        yield changed
+    finally:
+        handle.remove()
 
 
 def _set_lr(players: "_Players", base: list[float], factor: float) -> None:
@@ -255,16 +275,6 @@ class _Players:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups of all optimisers, in a fixed order."""
         return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-
-    def count_updates(self, model: nn.Module) -> list[None]:
-        """A list that grows with every step that changes the classifier `model`."""
-        updates: list[None] = []
-        own = {id(parameter) for parameter in model.parameters()}
-        for optimizer in self.optimizers.values():
-            if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-                optimizer.register_step_post_hook(lambda *_: updates.append(None))
-                break
-        return updates
 
     def state_dict(self) -> dict[str, Any]:
         """Full state as plain tensors and numbers."""

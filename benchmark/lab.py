@@ -6,7 +6,9 @@ Methods never see it; they get a `Task`, which hands on what is theirs to have.
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +25,9 @@ from .artifacts import Artifact, artifact, save_tensors, work_folder
 from .backbones import Backbone, build_backbone, normalization
 from .cost import Clock, StageCost
 from .data import Pixels, random_order
-from .errors import BudgetExceeded
+from .errors import BudgetExceeded, UserError
 from .fingerprint import code_fingerprint, engine_fingerprint
-from .spec import Block, Recipe, SplitName, derive_seed
+from .spec import Block, Recipe, SplitName, derive_seed, digest
 from .store import Store
 
 Progress = Callable[[str, int, int], None]
@@ -48,6 +50,8 @@ class Lab:
         self.block, self.store, self.device, self.clock, self.progress = block, store, device, clock, progress
         self.recipe = block.recipe
         self.test_is_open = False
+        self._claimed: list[Counter[str]] = [Counter()]
+        self._scopes: list[str] = []
         self._pixels: dict[SplitName, Pixels] = {}
         model = self._build().to(device)
         self._mean, self._std = normalization(model, store.card)
@@ -75,6 +79,28 @@ class Lab:
         model = self._build(num_classes, purpose).to(self.device)
         self.clock.meter(model, model.trunk, self.pixels("train").batch(torch.tensor([0])).x)
         return model
+
+    @property
+    def sharing(self) -> bool:
+        """Whether something is being made that other runs share."""
+        return bool(self._scopes)
+
+    def claim(self, stage: str) -> str:
+        """A name of its own for every training of the run, the same in every attempt: repeats are numbered."""
+        self._claimed[-1][stage] += 1
+        n = self._claimed[-1][stage]
+        return "-".join([*self._scopes, stage, *([str(n)] if n > 1 else [])])
+
+    @contextmanager
+    def _scope(self, name: str) -> Iterator[None]:
+        """Trainings inside are named after what is being made, so that an attempt that finds it made claims none."""
+        self._scopes.append(name)
+        self._claimed.append(Counter())
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+            self._claimed.pop()
 
     def pixels(self, split: SplitName) -> Pixels:
         """Pixels and labels of a split, loaded on first use; raises `BudgetExceeded` for the test split before `fit`
@@ -105,9 +131,14 @@ class Lab:
 
     def erm(self) -> Artifact:
         """The block's ERM: weights and validation predictions after every epoch, trained once for all methods."""
-        work = work_folder(self.block.key)
+        identity = {"block": self.block.key, "code": engine_fingerprint()}
+        work = work_folder(digest(identity))
+        trained = False
 
         def make(folder: Path) -> StageCost:
+            nonlocal trained
+            trained = True
+
             def keep(epoch: int, model: nn.Module) -> None:
                 work.mkdir(parents=True, exist_ok=True)
                 save_tensors(work / f"{_epoch(epoch)}.safetensors", model.state_dict())
@@ -123,8 +154,9 @@ class Lab:
             np.save(folder / "predictions.npy", np.stack([epoch.predictions for epoch in trajectory.epochs]))
             return self.clock.stages.pop("erm")
 
-        made = artifact("erm", {"block": self.block.key, "code": engine_fingerprint()}, make)
-        shutil.rmtree(work, ignore_errors=True)
+        made = artifact("erm", identity, make, self.clock.paused)
+        if trained:  # else another process may be at work there
+            shutil.rmtree(work, ignore_errors=True)
         return made
 
     def erm_checkpoint(self, erm: Artifact, epoch: int, billed: int = 0) -> Checkpoint:
@@ -148,14 +180,20 @@ class Lab:
         code = code_fingerprint(sys.modules[written.__module__])
         name = {"block": self.block.key, "engine": engine_fingerprint(), "code": code, "of": identity}
 
+        identity = {**name, "budget": str(annotations.budget) if labelled else ""}
+        closed, scope = not labelled, f"{kind}-{digest(identity)[:12]}"
+
         def fill(folder: Path) -> StageCost:
-            closed = not labelled
             with (
                 self.clock.apart() as (stages, shared),
                 annotations.apart(closed=closed) as used,
+                self._scope(scope),
                 self.clock.stage(kind),
             ):
-                arrays = make()
+                try:
+                    arrays = make()
+                except OSError as error:  # the method's own, not one of writing the artifact
+                    raise UserError(f"{kind}: {error}") from error
             for key, array in arrays.items():
                 np.save(folder / f"{key}.npy", array)
             rows = {key: np.flatnonzero(mask).tolist() for key, mask in used.items()}
@@ -163,7 +201,7 @@ class Lab:
             (folder / "inherited.json").write_text(json.dumps({"arrays": list(arrays), "labels": rows, "costs": costs}))
             return StageCost.total(list(stages.values()))
 
-        made = artifact(kind, {**name, "budget": str(annotations.budget) if labelled else ""}, fill)
+        made = artifact(kind, identity, fill, self.clock.paused)
         inherited = made.json("inherited")
         for key, cost in inherited["costs"].items():
             self.clock.inherit(key, StageCost(**cost))
@@ -190,7 +228,7 @@ class Lab:
             np.save(folder / "logits.npy", logits.numpy())
             return self.clock.stages.pop(stage)
 
-        made = artifact("features", {"checkpoint": checkpoint.key, "split": split}, make)
+        made = artifact("features", {"checkpoint": checkpoint.key, "split": split}, make, self.clock.paused)
         if split != "test":  # predicting the test split is evaluation: no method pays for it
             self.clock.inherit(f"features:{made.key}", made.cost)
         return torch.from_numpy(made.array("features")), torch.from_numpy(made.array("logits"))

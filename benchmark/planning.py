@@ -1,6 +1,7 @@
 """From what was asked for to run specifications: suites, names, overrides, budgets, all checked before any work."""
 
 import hashlib
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .backbones import check_backbone
+from .backbones import build_backbone, check_backbone
 from .errors import UnknownName, UserError
 from .fingerprint import code_fingerprint
 from .registry import BACKBONES, DATASETS, METHODS, PACKAGE, SOURCES, MethodEntry
@@ -153,6 +154,7 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
     """Turn requests into runs; raises one `UserError` that lists everything wrong with them."""
     problems: list[str] = []
     resolved = [(request, _resolve(request, problems)) for request in requests]
+    problems += _unused_settings([request for request, _ in resolved])
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     runs: list[Planned] = []
@@ -181,6 +183,7 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
                 weights=weights,
                 recipe=cell.recipe,
                 seed=seed,
+                backbone_code=_backbone_code(backbone),
                 weights_file=file,
             )
             spec = RunSpec(
@@ -202,6 +205,12 @@ def entries_fingerprint(entry: MethodEntry, source: MethodEntry | None) -> str:
     """Fingerprint of the code of a method and, if it is composed with one, of its group source."""
     modules = [sys.modules[part.cls.__module__] for part in (entry, source) if part]
     return code_fingerprint(*modules)
+
+
+def _backbone_code(name: str) -> str:
+    """Fingerprint of a backbone's code, empty for the engine's own, which belong to the engine's fingerprint."""
+    module = BACKBONES[name.partition(":")[0]].build.__module__
+    return "" if module == build_backbone.__module__ else code_fingerprint(sys.modules[module])
 
 
 def _frozen(config: Any) -> tuple[tuple[str, Any], ...]:
@@ -247,7 +256,10 @@ def _resolve(request: Request, problems: list[str]) -> _Cell | None:
     known = attempt(lambda: BACKBONES[family]) if family else True
     if not (name and entry and card and budget and known) or (name.source and not source):
         return None
-    attempt(lambda: check_backbone(request.backbone or card.backbone, card, request.weights))
+    model = attempt(lambda: check_backbone(request.backbone or card.backbone, card, request.weights))
+    for part in (entry, source):
+        if part and model and hasattr(part.cls, "check_model"):
+            attempt(partial(part.cls.check_model, model, card))
     borrowed = source or SOURCES[PSEUDO]
     changes = attempt(lambda: _split_settings(request.settings, name.host, borrowed.name))
     if changes is None:
@@ -260,6 +272,17 @@ def _resolve(request: Request, problems: list[str]) -> _Cell | None:
         if hasattr(settings, "check"):
             attempt(partial(settings.check, recipe))
     return _Cell(entry, source, name, card, budget, recipe, config, source_config)
+
+
+def _unused_settings(requests: list[Request]) -> Iterator[str]:
+    """Settings of a method or source that no request has anything to do with."""
+    names = [part for request in requests for part in re.split(r"[+@(]", request.method)]
+    named = {*names, PSEUDO}  # which stands behind @pseudo, asked for or not
+    for key in dict.fromkeys(key for request in requests for key in request.settings):
+        prefix, dot, _ = key.rpartition(".")
+        if dot and prefix not in named and (prefix in METHODS or prefix in SOURCES):
+            methods = ", ".join(dict.fromkeys(request.method for request in requests))
+            yield f"setting {key} reaches no run: {prefix} has no part in {methods}"
 
 
 def native_budget(name: MethodName) -> str:

@@ -159,6 +159,7 @@ class RunRecord(_Part):
     fingerprint: Hash
     backbone: Name
     weights: str
+    backbone_code: Annotated[str, Field(pattern=r"^([0-9a-f]{12,64})?$")] = ""
     method: Name
     source: Name
     policy: Literal["", "class", "pseudo", "subset", "masked", "carried"]
@@ -216,7 +217,9 @@ class RunRecord(_Part):
     def identity_hash(self) -> str:
         """The run hash that the identity fields give; an edited field changes it."""
         recipe = Recipe(**self.recipe)
-        block = Block(self.dataset, self.fingerprint, self.backbone, self.weights, recipe, self.seed)
+        block = Block(
+            self.dataset, self.fingerprint, self.backbone, self.weights, recipe, self.seed, self.backbone_code
+        )
         spec = RunSpec(
             block=block,
             method=self.method,

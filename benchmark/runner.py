@@ -20,7 +20,7 @@ from . import engine, metrics, record
 from .annotations import Annotations, halves
 from .artifacts import work_folder
 from .cost import Clock, CostReport
-from .errors import DiskError, NonFiniteLoss, UserError
+from .errors import DiskError, NonFiniteLoss, UserError, require
 from .home import lock, runs_home
 from .lab import Lab, Progress
 from .planning import Request, plan
@@ -130,9 +130,10 @@ def _fit(spec: RunSpec, lab: Lab, annotations: Annotations) -> _Fitted:
     fit, select = halves(granted, y, np.random.default_rng(derive_seed(*spec.block.stream, "halves")))
     first = Task(spec, lab, annotations, source=source, pool=Pool(some, fit), select=select, prefix="search:")
     searched = _call(spec, first)
-    decisions = first.decisions
-    second = Task(spec, lab, annotations, source=source, pool=Pool(some, granted), replayed=decisions)
+    replayed = list(first.decisions)
+    second = Task(spec, lab, annotations, source=source, pool=Pool(some, granted), replayed=replayed)
     predictor = _call(spec, second)
+    require(not replayed, f"{spec.method}: the second fit made fewer selections than the first: it must do the same")
     annotations.bill_labels(granted)
     return _Fitted(predictor, first.selector() if searched.trajectory else None, searched.trajectory)
 
@@ -175,6 +176,7 @@ def _facts(spec: RunSpec, card: Card, session: str) -> dict[str, Any]:
         "fingerprint": block.fingerprint,
         "backbone": block.backbone,
         "weights": block.weights,
+        "backbone_code": block.backbone_code,
         "method": spec.method,
         "source": spec.source,
         "policy": spec.policy,

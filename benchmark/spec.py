@@ -153,7 +153,7 @@ class Requires:
         if extra and (self.fit == "val" or (policy in ("subset", "masked") and grant.train == 0)):
             return Policy("n/a", "it trains on granted validation images anyway, so extra val does not apply")
         if extra and not grant.val_fit:
-            return Policy("n/a", "extra val needs val-5")
+            return Policy("n/a", "extra val needs val-5 or richer")
         if source is not None:
             return self._composed(source, budget, policy)
         if policy == "class":
@@ -162,10 +162,16 @@ class Requires:
         if policy:
             return self._by_some(budget, policy)
         if {"none": True, "val": grant.val_fit, "train": grant.train == 1}[self.fit]:
-            return _at_home(self.native, budget)
+            return self._at_home(budget)
         if self.fit == "train" and grant.val_fit:
             return Policy("pseudo")
-        return self._by_classes("needs val-5")
+        return self._by_classes("needs val-5 or richer")
+
+    def _at_home(self, budget: Budget) -> "Policy":
+        """Native, or `carried` where the budget grants more than is used: choosing among epochs is native to all."""
+        most = {"none": "select", "val": "val", "train": "train+val"}[self.fit]
+        home = max(Budget(self.native).order, Budget(most).order)
+        return Policy("carried" if budget.order > home else "")
 
     def _composed(self, source: "Requires", budget: Budget, policy: str) -> "Policy":
         if policy:
@@ -173,8 +179,8 @@ class Requires:
         if self.fit == "none":
             return Policy("n/a", "it uses no groups, so a source does not apply to it")
         if source.fit != "none" and not budget.grant.val_fit:
-            return Policy("n/a", "its source needs val-5")
-        return _at_home(source.native, budget)
+            return Policy("n/a", "its source needs val-5 or richer")
+        return source._at_home(budget)
 
     def _by_classes(self, otherwise: str) -> "Policy":
         if self.classes == "class":
@@ -191,7 +197,7 @@ class Requires:
             return Policy("n/a", "it cannot leave out the attributes of some images, so @masked does not apply")
         if budget.grant.train == 1:
             return Policy("n/a", f"all attributes are granted, so @{policy} does not apply")
-        return Policy(policy) if budget.grant.val_fit else Policy("n/a", "needs val-5")
+        return Policy(policy) if budget.grant.val_fit else Policy("n/a", "needs val-5 or richer")
 
 
 @dataclass(frozen=True)
@@ -212,11 +218,6 @@ SOME = ("pseudo", "subset", "masked")
 """Policies for attributes of some images."""
 POLICIES = ("class", *SOME)
 """Policies that can be asked for, as `METHOD@POLICY`; they are part of a row's name."""
-
-
-def _at_home(native: str, budget: Budget) -> Policy:
-    home = max(Budget(native).order, Budget("select").order)  # choosing among epochs is native to all
-    return Policy("carried" if budget.order > home else "")
 
 
 # ------------------------------------------------------------------------------------------------------- datasets
@@ -328,7 +329,9 @@ class MethodName:
     @classmethod
     def parse(cls, text: str) -> "MethodName":
         """Split the parts; which of them exist is for the registries to say."""
-        name = text.removesuffix("(+val)")
+        name = text
+        while name.endswith("(+val)"):  # it may be asked for by name and by option
+            name = name.removesuffix("(+val)")
         rest, at, policy = name.partition("@")
         host, plus, source = rest.partition("+")
         if not host or (at and not policy) or (plus and not source):
@@ -350,6 +353,8 @@ class Block:
     weights: str
     recipe: Recipe
     seed: int
+    backbone_code: str = ""
+    """Fingerprint of the code of a backbone that is not the engine's own."""
     weights_file: str = ""
     """Where weights that are a file lie; `weights` then names them by content, so this is no part of the identity."""
 

@@ -1,7 +1,7 @@
 """`Task`: everything a method may touch. No test split, attributes only within the budget, every stage billed."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from .artifacts import work_folder
 from .backbones import Backbone
 from .cost import StageCost
 from .data import Joined, Pixels
-from .errors import require
+from .errors import UserError, require
 from .lab import Arrays, Checkpoint, Lab
 from .selection import CRITERIA, Score, Selector
 from .spec import POLICIES, Card, Recipe, RunSpec, derive_seed, digest
@@ -46,10 +46,11 @@ class Predictor:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Images that a run trains on: rows of train, then rows of validation."""
+    """Images that a run trains on: rows of train, then rows of validation, those maybe without class labels (-1)."""
 
     train: Indices
     val: Indices
+    labels: bool = True
 
     def parts(self) -> list[tuple[Held, Indices]]:
         """Splits that have rows in it, and the rows."""
@@ -65,8 +66,13 @@ class GroupSource(Protocol):
         ...
 
 
-Decision = tuple[int, Choice]
-"""Position (an epoch counts from 1) of what was chosen, and the record of the choice."""
+@dataclass(frozen=True)
+class Decision:
+    """What was chosen at a place in a method: a position (an epoch counts from 1), and the record of the choice."""
+
+    place: str
+    position: int
+    choice: Choice
 
 
 class Task:
@@ -74,7 +80,8 @@ class Task:
 
     `train` is what the run trains on: the train split, unless policy or `--extra val` say otherwise (`pool`). `select`
     are the validation images to select by, by default all that are granted. A run that trains on validation images fits
-    twice: first with half of them held out to select by, then on all of them with those decisions `replayed`.
+    twice: first with half of them held out to select by, then on all of them with those `decisions`, which are taken
+    off the list `replayed`.
     """
 
     def __init__(
@@ -86,14 +93,15 @@ class Task:
         source: GroupSource | None = None,
         pool: Pool | None = None,
         select: Indices | None = None,
-        replayed: Sequence[Decision] = (),
+        decisions: list[Decision] | None = None,
+        replayed: list[Decision] | None = None,
         prefix: str = "",
     ) -> None:
         self.spec = spec
-        self.decisions: list[Decision] = []
+        self.decisions: list[Decision] = [] if decisions is None else decisions
         self._lab, self._annotations, self._source = lab, labels, source
         self._pool, self._select, self._prefix = pool, select, prefix
-        self._replayed = list(replayed)
+        self._replayed = replayed
         self._found: dict[Held, Attributes] = {}
 
     @property
@@ -121,13 +129,35 @@ class Task:
         return sum(len(rows) for _, rows in self._rows(split))
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """A generator of its own for every purpose; the same for every method of the block."""
+        """A generator of its own for every purpose, the same for every method of the block and at every call."""
         return np.random.default_rng(derive_seed(*self.spec.block.stream, purpose))
 
-    def on(self, train: Indices, val: Indices) -> "Task":
-        """The same run, training on these rows of train and of validation, for `train_network`: nothing is selected."""
-        pool = Pool(train, val)
-        return Task(self.spec, self._lab, self._annotations, pool=pool, prefix=self._prefix)
+    @contextmanager
+    def seeded(self, purpose: str) -> Iterator[None]:
+        """Inside, torch's generator is one of its own for the purpose, e.g. to draw the initial weights of a layer."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self.rng(purpose).integers(2**31)))
+            yield
+
+    def on(self, train: Indices, val: Indices, *, select: Indices | None = None, labels: bool = True) -> "Task":
+        """The same run, training on these rows of the splits train and validation.
+
+        A classifier trained there is selected by the validation images `select`; without any, only `train_network` can
+        be used. Class labels of the validation rows are billed, unless `labels` keeps them away: they are then -1.
+        """
+        if labels:
+            self._annotations.bill_labels(val)
+        return Task(
+            self.spec,
+            self._lab,
+            self._annotations,
+            source=self._source,
+            pool=Pool(train, val, labels),
+            select=np.arange(0) if select is None else select,
+            decisions=self.decisions,
+            replayed=self._replayed,
+            prefix=self._prefix,
+        )
 
     def _rows(self, split: Held) -> list[tuple[Held, Indices]]:
         """Where the images of a split as this task sees it lie: splits of the dataset and rows of them."""
@@ -143,8 +173,7 @@ class Task:
         """
         if split == "val" and fit is not False:
             self._annotations.bill_labels(np.arange(self.size("val")) if fit is True else fit)
-        parts = [self._lab.pixels(part).y.cpu().numpy()[rows] for part, rows in self._rows(split)]
-        return np.concatenate(parts)
+        return self._of(split).y.cpu().numpy()
 
     def annotated(self, split: Held) -> Indices:
         """Images of a split that have groups to fit on, sorted; all where groups are classes or pseudo-groups."""
@@ -159,10 +188,13 @@ class Task:
         The run decides what they are: true ones within the budget, none under the policy `@class` (groups are then
         classes), a group source's; under `@masked` unknown ones are -1. Raises `BudgetExceeded` beyond the grant.
         """
-        if split == "train" and self._pool is not None:
-            joined = Attributes.join([self._attributes(part, own) for part, own in self._pool.parts()])
-            return joined if rows is None else joined.at(rows)
-        return self._attributes(split, np.arange(self.size(split)) if rows is None else rows)
+        wanted = np.arange(self.size(split)) if rows is None else rows
+        places, parts, start = [], [], 0
+        for part, own in self._rows(split):
+            places.append(np.flatnonzero((wanted >= start) & (wanted < start + len(own))))
+            parts.append(self._attributes(part, own[wanted[places[-1]] - start]))
+            start += len(own)
+        return Attributes.join(parts).at(np.argsort(np.concatenate(places)))
 
     def _attributes(self, split: Held, rows: Indices) -> Attributes:
         if self.spec.policy == "class":
@@ -187,13 +219,13 @@ class Task:
 
     def selector(self, rows: Indices | None = None) -> Selector:
         """The rung's selection rule on validation images (all it may look at, or those among `rows`); billed."""
+        if self._replayed is not None:
+            raise UserError("this fit is on the images that were selected by: all it may choose was chosen before")
         criterion, everything = CRITERIA[self.spec.budget.grant.criterion], np.arange(len(self._lab.pixels("val")))
         seen = self._annotations.rows("val", "select") if criterion.needs_groups else everything
         for narrower in (self._select, rows):
             seen = seen if narrower is None else np.intersect1d(seen, narrower)
-        require(
-            len(seen) > 0, f"budget {self.spec.budget} grants no attribute of the images that are to be selected by"
-        )
+        require(len(seen) > 0, f"budget {self.spec.budget}: there is no image to select by")
         y = self.y("val")[seen]
         known = (
             self._annotations.attributes("val", "select", seen) if criterion.needs_groups else Attributes.none(len(y))
@@ -224,9 +256,14 @@ class Task:
         and which images it trains on. Every run that reads them is billed their cost, and the attributes that went in,
         which are refused unless they are `labelled`.
         """
-        groups = self.spec.source or (self.spec.policy if self.spec.policy in POLICIES else "")
+        policy = self.spec.policy if self.spec.policy in POLICIES else ""
+        groups = [self.spec.source, self.spec.source_config, self.spec.code] if self._source else policy
         pool = digest([rows.tolist() for _, rows in self._rows("train")]) if self._pool is not None else ""
         return self._lab.cached(kind, [identity, groups, pool], make, self._annotations, labelled)
+
+    def classifier(self) -> Backbone:
+        """A fresh classifier with the block's initial weights, for `train_network`; `train` makes its own."""
+        return self._lab.model()
 
     def network(self, num_classes: int, purpose: str) -> Backbone:
         """Another network of the block's family, with `num_classes` outputs and initial weights of its own."""
@@ -249,13 +286,13 @@ class Task:
             start = self.erm()
         if start is not None:
             model.load_state_dict(start.model.state_dict())
-        if self._replayed:
-            step, choice = self._replayed.pop(0)
-            trajectory = self._fit(objective, model, stage, recipe, stop=step)
-        else:
-            trajectory = self._fit(objective, model, stage, recipe, selector=self.selector())
-            choice = self._choice(trajectory.score, trajectory.step, len(trajectory.epochs))
-        self.decisions.append((trajectory.step, choice))
+        made = self._replay(stage)
+        if made is not None:
+            trajectory = self._fit(objective, model, stage, recipe, stop=made.position)
+            return Predictor(Checkpoint(model), made.choice, trajectory=trajectory)
+        trajectory = self._fit(objective, model, stage, recipe, selector=self.selector())
+        choice = self._choice(trajectory.score, trajectory.step, len(trajectory.epochs))
+        self.decisions.append(Decision(stage, trajectory.step, choice))
         return Predictor(Checkpoint(model), choice, trajectory=trajectory)
 
     def train_network(
@@ -270,19 +307,19 @@ class Task:
     ) -> engine.Trajectory:
         recipe, stage = recipe or self.recipe, self._prefix + stage
         objective.setup(self, model)
-        state = work_folder(self.spec.hash) / f"{stage}.pt"
-        training = self._lab.training(stage, state, train=self._pixels(), recipe=recipe, **options)
+        state = work_folder(self.spec.hash) / f"{self._lab.claim(stage)}.pt"
+        training = self._lab.training(stage, state, train=self._of("train"), recipe=recipe, **options)
         return engine.fit(objective, model, objective.make_sampler(self, recipe), training)
 
-    def _pixels(self) -> Pixels:
-        if self._pool is None:
-            return self._lab.pixels("train")
-        return Joined([(self._lab.pixels(split), rows) for split, rows in self._pool.parts()])
+    def _of(self, split: Held) -> Pixels:
+        if split == "val" or self._pool is None:
+            return self._lab.pixels(split)
+        parts = [(self._lab.pixels(part), rows) for part, rows in self._pool.parts()]
+        return Joined(parts, labels=[part == "train" or self._pool.labels for part, _ in self._pool.parts()])
 
     def images(self, split: Held, size: int = 128) -> Iterator[Tensor]:
         """Batches of images (B, C, H, W) in order, under the evaluation transform; bill what is done with them."""
-        pixels = self._pixels() if split == "train" else self._lab.pixels(split)
-        return (batch.x for batch in pixels.batches(size))
+        return (batch.x for batch in self._of(split).batches(size))
 
     def erm(self, epoch: int | None = None) -> Checkpoint:
         """The block's shared ERM, by default after its last epoch: chosen by no label."""
@@ -292,6 +329,7 @@ class Task:
         """The shared ERM trajectory with its epoch selected by the rung's rule; trained anew on other images."""
         if self._pool is not None:
             return self.train(engine.Objective[None](None))
+        require(not self._lab.sharing, "a selection belongs to the run: move it out of task.cached")
         erm = self._lab.erm()
         predictions = erm.array("predictions")
         best, score = self.selector().best(predictions)
@@ -317,14 +355,26 @@ class Task:
 
         It looks at all of validation that the rung lets it see, or at those images among `rows`.
         """
-        if self._replayed:
-            best, choice = self._replayed.pop(0)
-        else:
-            candidates = list(predictions)
-            best, score = self.selector(rows).best(candidates)
-            choice = self._choice(score, None, len(candidates))
-        self.decisions.append((best, choice))
+        made = self._replay("choose")
+        if made is not None:
+            return made.position, made.choice
+        candidates = list(predictions)
+        best, score = self.selector(rows).best(candidates)
+        choice = self._choice(score, None, len(candidates))
+        self.decisions.append(Decision("choose", best, choice))
         return best, choice
+
+    def _replay(self, place: str) -> Decision | None:
+        """The decision that the first fit made here, None in a first fit."""
+        if self._lab.sharing:
+            raise UserError("a selection belongs to the run: move it out of task.cached, which other runs share")
+        if self._replayed is None:
+            return None
+        if not self._replayed or self._replayed[0].place != place:
+            raise UserError(
+                f"the second fit comes to {place!r}, where the first one did not: fit must always do the same"
+            )
+        return self._replayed.pop(0)
 
     def _choice(self, score: Score | None, step: int | None, candidates: int) -> Choice:
         return Choice(self.spec.budget.grant.criterion, score[0] if score else None, step, candidates)

@@ -64,8 +64,7 @@ class DANN(Objective[Config]):
         super().setup(task, model)
         environments = task.attributes("train").joint()
         self.e = torch.from_numpy(environments.index).to(task.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(task.rng("discriminator").integers(2**31)))
+        with task.seeded("discriminator"):
             self.discriminator = discriminator(model.feature_dim, environments.num, self.config).to(task.device)
         self.steps = 0
 

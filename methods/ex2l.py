@@ -10,12 +10,15 @@ from torch.nn import functional as F
 from ..benchmark.backbones import Backbone
 from ..benchmark.data import Batch
 from ..benchmark.engine import Objective
-from ..benchmark.errors import UserError, require
+from ..benchmark.errors import require
 from ..benchmark.registry import method
-from ..benchmark.spec import Requires
+from ..benchmark.spec import Card, Requires
 from ..benchmark.task import Task
 from .blocks.grad_cam import grad_cam
 from .blocks.similarity import SIMILARITIES, MapNorm, similarity
+
+FEWEST = 4
+"""Pixels of a map; all normalised maps of one pixel are the same. Below 16 there is little to tell them apart by."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,27 @@ class EX2L(Objective[Config]):
     The weights of the maps carry no gradient, the maps do. The confounder is a second network of the same family on the
     joint value of the granted attributes; under `@masked` it sees the annotated images only. Both train under the
     block's recipe. Deviations: selection is the rung's; two-logit heads, whose margin gives the maps of the paper's
-    single logit; maps are normalised in the graph and compared at their own resolution, which should be at least 4 x 4.
+    single logit; maps are normalised in the graph and compared at their own resolution (at least 4 pixels; 16 or more
+    are advisable).
     ReSample is this method with lambda2 = 0, bit for bit where the network has no dropout.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.sampler = config.sampler
+
+    @staticmethod
+    @torch.no_grad()
+    def check_model(model: Backbone, card: Card) -> None:
+        """Raise `UserError` when the maps of the dataset's images are too small to be compared."""
+        height, width, channels = card.image
+        maps = model.eval().trunk(torch.zeros(1, channels, height, width))
+        rows, columns = maps.shape[2:]
+        require(
+            rows * columns >= FEWEST,
+            f"ex2l: {model.name} ends in maps of {rows}x{columns} pixels for {card.name}, too few to compare; "
+            "take larger images, or a backbone that shrinks them less",
+        )
 
     def setup(self, task: Task, model: Backbone) -> None:
         super().setup(task, model)
@@ -92,9 +109,4 @@ class EX2L(Objective[Config]):
 def _parts(model: Backbone, x: Tensor) -> tuple[Tensor, Tensor]:
     """Grad-CAM target maps (B, C, H, W) and logits (B, K)."""
     maps: Tensor = model.trunk(x)
-    if maps.shape[2] * maps.shape[3] < 4:
-        raise UserError(
-            f"ex2l: {model.name} ends in maps of {maps.shape[2]}x{maps.shape[3]} pixels, too few to compare; "
-            "take larger images, or a backbone that shrinks them less"
-        )
     return maps, model.head(model.neck(maps))

@@ -46,8 +46,8 @@ class LfF(Objective[Config]):
         super().setup(task, model)
         self.biased = task.network(task.num_classes, "biased")
         self.y = torch.from_numpy(task.y("train")).to(task.device)
-        self.memory = torch.zeros(2, task.size("train"), device=task.device)
-        """Remembered losses (2, n) of the biased and the debiased network, 0 where an image has not been seen."""
+        self.memory = torch.full((2, task.size("train")), -1.0, device=task.device)
+        """Remembered losses (2, n) of the biased and the debiased network, -1 where an image has not been seen."""
 
     def networks(self) -> dict[str, nn.Module]:
         return {"model": self.model, "biased": self.biased}
@@ -73,7 +73,7 @@ def gce(logits: Tensor, y: Tensor, q: float) -> Tensor:
 
 def remembered(before: Tensor, losses: Tensor, ema: float) -> Tensor:
     """Moving average of losses; the first one is taken whole."""
-    return torch.where(before == 0, losses, ema * before + (1 - ema) * losses)
+    return torch.where(before < 0, losses, ema * before + (1 - ema) * losses)
 
 
 def relative_difficulty(memory: Tensor, y: Tensor, index: Tensor, num_classes: int) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from ..benchmark.backbones import Backbone
 from ..benchmark.data import Batch
@@ -81,9 +82,8 @@ class Head(Objective[Config]):
     def setup(self, task: Task, model: Backbone) -> None:
         super().setup(task, model.eval())
         self.sampler = "class" if self.config.balanced else "random"
-        with torch.random.fork_rng(devices=[]):
-            fresh = nn.Linear(model.feature_dim, model.num_classes, device="cpu")
-            torch.manual_seed(int(task.rng("mac head").integers(2**31)))
+        fresh: nn.Linear = skip_init(nn.Linear, model.feature_dim, model.num_classes)  # type: ignore[no-untyped-call]
+        with task.seeded("mac head"):
             nn.init.xavier_uniform_(fresh.weight)
         nn.init.zeros_(fresh.bias)
         self.erm = Backbone(model.name, model.trunk, model.neck, model.head, grad_cam=model.grad_cam)

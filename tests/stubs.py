@@ -70,7 +70,12 @@ def make_task(
         for split, (y, _) in labels.items()
     }
     lab = SimpleNamespace(
-        store=SimpleNamespace(card=card), recipe=card.recipe, device=CPU, clock=Clock(CPU), pixels=pixels.__getitem__
+        store=SimpleNamespace(card=card),
+        recipe=card.recipe,
+        device=CPU,
+        clock=Clock(CPU),
+        pixels=pixels.__getitem__,
+        sharing=False,
     )
     spec = make_spec(budget, policy, seed)
     y, a = ({split: pair[part] for split, pair in labels.items()} for part in (0, 1))

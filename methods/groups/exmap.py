@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...benchmark.annotations import Attributes, Held
+from ...benchmark.backbones import Backbone
 from ...benchmark.errors import require
 from ...benchmark.registry import source
-from ...benchmark.spec import Requires
+from ...benchmark.spec import Card, Requires
 from ...benchmark.task import Task
 from ..blocks.clustering import default_neighbours, eigengap, kmeans, knn_graph, normalised, spectral
-from ..blocks.lrp import explain
+from ..blocks.lrp import explain, require_explainable
 
 SIDE = 112
 """Heatmaps are compared at this side at most, the paper's for Waterbirds."""
@@ -44,11 +45,18 @@ class ExMap:
     """LRP maps of the block's ERM for its predicted classes -> clusters; class and cluster make a pseudo-group.
 
     No attribute label goes in. Deviations: the ERM is its last epoch (the released code picks UrbanCars' with group
-    labels of validation), and what the host selects by follows the rung (there pseudo-groups).
+    labels of validation); what the host selects by follows the rung (there pseudo-groups); as a host DFR keeps its own
+    settings (there groups of up to five images do not shrink the others: `dfr.n_min=5`); maps are compared at one side
+    for all datasets (there 112, 56, 28 or 20 pixels); UMAP before k-means, its choice for CelebA, is not offered.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    @staticmethod
+    def check_model(model: Backbone, card: Card) -> None:
+        """Raise `UserError` for a backbone that relevance cannot be propagated through."""
+        require_explainable(model)
 
     def attributes(self, task: Task, split: Held) -> Attributes:
         """Cluster of every image of a split, as one pseudo-attribute."""

@@ -20,7 +20,7 @@ from ...benchmark.task import Task
     paper="after Nam et al., Spread Spurious Attribute, ICLR 2022, and Sohoni et al., BARACK, 2022",
     requires=Requires(fit="val", native="val-5"),
 )
-class Predictor:
+class AttributePredictor:
     """One network of the block's family predicts every granted attribute from the image; known values stay as they are.
 
     It is trained under the block's recipe on all granted images, for as many steps as ERM, from the initial weights of
@@ -43,7 +43,7 @@ class Predictor:
 
 def predict(task: Task) -> dict[str, NDArray[np.int64]]:
     """Predicted attributes (n, k) of train and validation."""
-    annotated = task.on(task.annotated("train"), task.annotated("val"))
+    annotated = task.on(task.annotated("train"), task.annotated("val"), labels=False)
     objective = AttributeLoss(task.size("train"))
     sizes = annotated.attributes("train").sizes
     trained = annotated.train_network(objective, task.network(sum(sizes), "predictor"), "predictor")

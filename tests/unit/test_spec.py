@@ -42,6 +42,7 @@ BLOCK_CHANGES: dict[str, Any] = {
     "weights": "imagenet-v1",
     "recipe": Recipe(),
     "seed": 1,
+    "backbone_code": "2" * 16,
 }
 RUN_CHANGES: dict[str, Any] = {
     "block": replace(SPEC.block, seed=2),

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from stubs import ledger, make_card, make_task, split_of, tiny_task
 from worstgroup.benchmark import engine, runner
 from worstgroup.benchmark.engine import Training, Trajectory
-from worstgroup.benchmark.errors import BudgetExceeded
+from worstgroup.benchmark.errors import BudgetExceeded, UserError
 from worstgroup.benchmark.planning import Request
 from worstgroup.benchmark.planning import plan as make_plan
 from worstgroup.benchmark.record import RunRecord, predictions_path, record_path
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.spec import RunSpec
-from worstgroup.benchmark.task import Choice, Task
+from worstgroup.benchmark.task import Choice, Decision, Task
 from worstgroup.leaderboard.verify import Verdict, verify
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -155,23 +155,31 @@ def refused() -> Iterator[NDArray[np.int64]]:
 def test_replayed_decisions_come_in_order_and_read_nothing() -> None:
     split = split_of((5, 5, 5, 5), make_card())
     plain = make_task(split, split, budget="val")
-    choices = [(3, Choice("val-wga-smoothed", 0.7, None, 5)), (0, Choice("val-wga-smoothed", 0.9, None, 2))]
-    task = Task(plain.spec, plain._lab, plain._annotations, replayed=choices)
-    assert [task.choose(refused()), task.choose(refused())] == choices
-    assert task.decisions == choices
+    made = [(3, Choice("val-wga-smoothed", 0.7, None, 5)), (0, Choice("val-wga-smoothed", 0.9, None, 2))]
+    task = Task(plain.spec, plain._lab, plain._annotations, replayed=[Decision("choose", *pair) for pair in made])
+    assert [task.choose(refused()), task.choose(refused())] == made
+    with pytest.raises(UserError, match="the second fit comes to 'choose', where the first one did not"):
+        task.choose(refused())
+    with pytest.raises(UserError, match="all it may choose was chosen before"):
+        task.selector()
     assert not any(ledger(task).values())
-    assert task.choose([split[0], 1 - split[0]])[0] == 0  # what the first pass did not decide is decided anew
-    assert ledger(task)["n_val_a_select"] == 20
+
+
+def test_a_decision_is_replayed_where_it_was_made() -> None:
+    plain = tiny_task("erm", "val")
+    made = [Decision("head", 2, Choice("val-wga-smoothed"))]
+    task = Task(plain.spec, plain._lab, plain._annotations, replayed=made)
+    with pytest.raises(UserError, match="the second fit comes to 'train'"):
+        task.train(engine.Objective(None))
 
 
 def test_a_replayed_training_stops_at_the_decided_epoch() -> None:
     plain = tiny_task("erm", "val", recipe__epochs="3")
     choice = Choice("val-wga-smoothed", 0.25, 2, 3)
-    task = Task(plain.spec, plain._lab, plain._annotations, replayed=[(2, choice)])
+    task = Task(plain.spec, plain._lab, plain._annotations, replayed=[Decision("train", 2, choice)])
     predictor = task.train(engine.Objective(None))
     assert predictor.trajectory is not None
     assert (predictor.choice, len(predictor.trajectory.epochs)) == (choice, 2)
-    assert task.decisions == [(2, choice)]
     assert not any(ledger(task).values())
 
 
