@@ -166,13 +166,25 @@ def test_settings_reach_the_runs_they_name(call: Call, home: Path) -> None:
 
 
 def test_a_budget_that_a_method_cannot_run_on_is_shown_with_its_reason(call: Call) -> None:
-    rung = ("run", "--dataset", "tiny", "--budget", "val", "--method")
-    done = call(*rung, "erm,groupdro", "--seeds", "0", "--jobs", "1")
+    rung = ("run", "--dataset", "tiny", "--seeds", "0", "--method")
+    done = call(*rung, "erm,ex2l,dann,resample", "--budget", "none", "--jobs", "1")
     assert done.code == 0
-    assert "n/a: groupdro on tiny · val: needs train+val" in done.out
-    assert re.search(r"^ *erm +val \(carried\)", done.out, re.MULTILINE)
-    again = call(*rung, "groupdro", "--dry-run")
-    assert again.out == "groupdro on tiny · val: n/a (needs train+val)\n"
+    assert re.search(r"^ *ex2l +none +needs val-5 or richer *$", done.out, re.MULTILINE)
+    assert re.search(r"^ *dann +none +≡ erm: one environment.* not rerun *$", done.out, re.MULTILINE)
+    assert re.search(r"^ *resample@class +none ", done.out, re.MULTILINE)
+    again = call(*rung, "ex2l", "--budget", "none", "--dry-run")
+    assert again.out == "ex2l on tiny · none: n/a (needs val-5 or richer)\n"
+    assert re.search(r"^ *erm +val \(carried\)", call(*rung, "erm", "--budget", "val").out, re.MULTILINE)
+
+
+def test_validation_images_can_be_trained_on(call: Call) -> None:
+    run = ("run", "--dataset", "tiny", "--seeds", "0", "--jobs", "1", "--method", "erm,dfr", "--budget", "val-20")
+    done = call(*run, "--extra", "val")
+    assert done.code == 0
+    assert re.search(r"^ *erm\(\+val\) +val-20 \(carried\) ", done.out, re.MULTILINE)
+    assert re.search(r"^ *dfr\(\+val\) +val-20 +it trains on granted validation images anyway", done.out, re.MULTILINE)
+    assert "1 records, 0 with differences" in call("verify").out
+    assert call(*run, "--extra", "test").code == 2
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import plan_tiny, predictions
-from stubs import CPU
+from stubs import CPU, make_card
 from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import KINDS, batch, images, net, run_tiny, same, state_of, toy_task
@@ -209,9 +209,10 @@ def test_a_batch_with_none_or_one_annotated_image_works(known: int) -> None:
 
 
 def test_too_few_pixels_are_refused() -> None:
-    objective, data = made()
-    with pytest.raises(UserError, match="toy ends in maps of 1x1 pixels, too few to compare; take larger images"):
-        objective.loss(replace(data, x=data.x[:, :, :2, :2]))
+    card = replace(make_card(), image=(2, 2, 3))
+    with pytest.raises(UserError, match="toy ends in maps of 1x1 pixels for toy, too few to compare; take larger"):
+        EX2L.check_model(net(), card)
+    EX2L.check_model(net(), replace(card, image=(8, 8, 3)))
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
