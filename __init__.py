@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmark.annotations import Attributes, Groups
+    from .benchmark.budget import Budget, Requires
     from .benchmark.data import Batch, Split, Splits
     from .benchmark.engine import Objective
     from .benchmark.errors import UserError
     from .benchmark.record import RunRecord
     from .benchmark.registry import backbone, dataset, method, source
     from .benchmark.runner import run
-    from .benchmark.spec import Attribute, Budget, Card, Recipe, Requires, RunSpec
+    from .benchmark.spec import Attribute, Card, Recipe, RunSpec
     from .benchmark.task import Predictor, Task
     from .leaderboard.verify import verify
 
@@ -33,10 +34,10 @@ _HOMES = {
     "source": "benchmark.registry",
     "run": "benchmark.runner",
     "Attribute": "benchmark.spec",
-    "Budget": "benchmark.spec",
+    "Budget": "benchmark.budget",
     "Card": "benchmark.spec",
     "Recipe": "benchmark.spec",
-    "Requires": "benchmark.spec",
+    "Requires": "benchmark.budget",
     "RunSpec": "benchmark.spec",
     "Predictor": "benchmark.task",
     "Task": "benchmark.task",

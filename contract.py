@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from .benchmark.annotations import grant_by_class
+from .benchmark.budget import RUNGS, Budget
 from .benchmark.errors import DiskError, UserError
 from .benchmark.lab import Progress
 from .benchmark.planning import find_card
 from .benchmark.registry import MethodEntry
-from .benchmark.spec import RUNGS, Budget, SplitName
+from .benchmark.spec import SplitName
 from .trial import (
     DATASET,
     OUTPUTS,

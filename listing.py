@@ -8,11 +8,12 @@ import rich.table
 from rich.markup import escape
 
 from .benchmark import record
+from .benchmark.budget import RUNGS, Budget, Requires
 from .benchmark.errors import UnknownName
 from .benchmark.home import runs_home
 from .benchmark.planning import entries_fingerprint, find_card, read_suite, suite_names
 from .benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
-from .benchmark.spec import PSEUDO, RUNGS, Budget, Card, Requires
+from .benchmark.spec import PSEUDO, Card
 
 
 def table(kind: str, *, stale: bool = False) -> rich.table.Table:

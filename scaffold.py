@@ -15,11 +15,11 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 
 INSIDE = """\
 from ..benchmark.backbones import Backbone
+from ..benchmark.budget import Requires
 from ..benchmark.data import Batch
 from ..benchmark.engine import Objective
 from ..benchmark.errors import UserError
 from ..benchmark.registry import method
-from ..benchmark.spec import Requires
 from ..benchmark.task import Task"""
 
 OUTSIDE = """\

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .benchmark import runner
 from .benchmark.annotations import granted
 from .benchmark.artifacts import load_state
+from .benchmark.budget import Budget
 from .benchmark.engine import Objective
 from .benchmark.errors import UserError
 from .benchmark.home import artifacts_home, runs_home
@@ -26,7 +27,7 @@ from .benchmark.lab import Progress
 from .benchmark.planning import Request, find_card, native_budget, plan
 from .benchmark.record import Arrays, Cost, Ledger, RunRecord, read_predictions, record_path
 from .benchmark.registry import METHODS, SOURCES
-from .benchmark.spec import Budget, MethodName, SplitName
+from .benchmark.spec import MethodName, SplitName
 from .benchmark.store import Split, Store
 from .benchmark.task import Task
 

@@ -12,8 +12,9 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .budget import Budget
 from .errors import BudgetExceeded
-from .spec import Budget, Card, derive_seed
+from .spec import Card, derive_seed
 
 Purpose = Literal["fit", "select"]
 Held = Literal["train", "val"]

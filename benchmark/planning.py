@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .backbones import build_backbone, check_backbone
+from .budget import RUNGS, SOME, Budget
 from .errors import UnknownName, UserError
 from .fingerprint import code_fingerprint
 from .registry import BACKBONES, DATASETS, METHODS, PACKAGE, SOURCES, MethodEntry
-from .spec import PSEUDO, RUNGS, SOME, Block, Budget, Card, MethodName, Recipe, RunSpec, method_label, override
+from .spec import PSEUDO, Block, Card, MethodName, Recipe, RunSpec, method_label, override
 from .store import Dataset, Store, open_store
 
 DEFAULT_SEEDS = (0, 1, 2)

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from .budget import Budget
 from .errors import CorruptFile, UserError
 from .home import write_bytes
 from .metrics import Values
-from .spec import Attribute, Block, Budget, Recipe, RunSpec, method_label
+from .spec import Attribute, Block, Recipe, RunSpec, method_label
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,-]*")
 

@@ -15,8 +15,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from .budget import Requires
 from .errors import UnknownName, UserError
-from .spec import Card, Requires, digest
+from .spec import Card, digest
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type[Any])

@@ -14,12 +14,13 @@ from . import annotations, engine
 from .annotations import Annotations, Attributes, Groups, Held, Indices
 from .artifacts import work_folder
 from .backbones import Backbone
+from .budget import POLICIES
 from .cost import StageCost
 from .data import Joined, Pixels
 from .errors import UserError, require
 from .lab import Arrays, Checkpoint, Lab
 from .selection import CRITERIA, Score, Selector
-from .spec import POLICIES, Card, Recipe, RunSpec, derive_seed, digest
+from .spec import Card, Recipe, RunSpec, derive_seed, digest
 
 __all__ = ["Checkpoint", "Choice", "GroupSource", "Pool", "Predictor", "Task"]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..benchmark import record as records
+from ..benchmark.budget import Budget
 from ..benchmark.errors import CorruptFile
 from ..benchmark.planning import Absent
 from ..benchmark.record import Arrays, RunRecord
-from ..benchmark.spec import Budget
 from . import statistics
 from .statistics import Estimate, Outcome, Samples
 

@@ -10,10 +10,11 @@ import numpy as np
 from ..benchmark import metrics
 from ..benchmark import record as records
 from ..benchmark.annotations import Indices, grant_by_class, granted, halves
+from ..benchmark.budget import RUNGS, Budget
 from ..benchmark.errors import CorruptFile, UserError
 from ..benchmark.record import Arrays, EpochRow, RunRecord
 from ..benchmark.selection import CRITERIA, Criterion, first_best
-from ..benchmark.spec import RUNGS, Budget, derive_seed
+from ..benchmark.spec import derive_seed
 
 LEVELS = {
     "failed": "a failed run: nothing to recompute",

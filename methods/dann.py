@@ -9,11 +9,12 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ..benchmark.backbones import Backbone
+from ..benchmark.budget import Requires
 from ..benchmark.data import Batch, Sampler, stratified
 from ..benchmark.engine import Objective
 from ..benchmark.errors import require
 from ..benchmark.registry import method
-from ..benchmark.spec import Recipe, Requires
+from ..benchmark.spec import Recipe
 from ..benchmark.task import Task
 
 

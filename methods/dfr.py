@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..benchmark.annotations import Indices
+from ..benchmark.budget import Requires
 from ..benchmark.errors import require
 from ..benchmark.registry import method
-from ..benchmark.spec import Requires, derive_seed
+from ..benchmark.spec import derive_seed
 from ..benchmark.task import Predictor, Task
 from .blocks.balance import balanced_subset
 from .blocks.last_layer import Scaler, StandardisedLinear, fit_l1

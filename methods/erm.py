@@ -1,7 +1,7 @@
 """ERM: minimise the mean training loss."""
 
+from ..benchmark.budget import Requires
 from ..benchmark.registry import NoConfig, method
-from ..benchmark.spec import Requires
 from ..benchmark.task import Predictor, Task
 
 

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..benchmark.backbones import Backbone
+from ..benchmark.budget import Requires
 from ..benchmark.data import Batch
 from ..benchmark.engine import Objective
 from ..benchmark.errors import require
 from ..benchmark.registry import method
-from ..benchmark.spec import Card, Requires
+from ..benchmark.spec import Card
 from ..benchmark.task import Task
 from .blocks.grad_cam import grad_cam
 from .blocks.similarity import SIMILARITIES, MapNorm, similarity

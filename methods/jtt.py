@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..benchmark.budget import Requires
 from ..benchmark.data import Sampler, weighted
 from ..benchmark.engine import Objective
 from ..benchmark.errors import UserError, require
 from ..benchmark.registry import method
-from ..benchmark.spec import Recipe, Requires
+from ..benchmark.spec import Recipe
 from ..benchmark.task import Predictor, Task
 
 

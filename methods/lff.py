@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..benchmark.backbones import Backbone
+from ..benchmark.budget import Requires
 from ..benchmark.data import Batch
 from ..benchmark.engine import Objective
 from ..benchmark.errors import require
 from ..benchmark.registry import method
-from ..benchmark.spec import Requires
 from ..benchmark.task import Task
 
 

@@ -8,11 +8,12 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from ..benchmark.backbones import Backbone
+from ..benchmark.budget import Requires
 from ..benchmark.data import Batch
 from ..benchmark.engine import Objective
 from ..benchmark.errors import require
 from ..benchmark.registry import method
-from ..benchmark.spec import Recipe, Requires
+from ..benchmark.spec import Recipe
 from ..benchmark.task import Predictor, Task
 from .blocks.grad_cam import xgrad_cam
 from .blocks.masks import combined, partners, removed, top_mask

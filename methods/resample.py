@@ -1,8 +1,8 @@
 """ReSample: ERM on batches in which every group is equally likely."""
 
+from ..benchmark.budget import Requires
 from ..benchmark.engine import Objective
 from ..benchmark.registry import NoConfig, method
-from ..benchmark.spec import Requires
 
 
 @method(

@@ -10,12 +10,13 @@ import torch
 from helpers import plan_tiny
 from numpy.typing import NDArray
 from worstgroup.benchmark.annotations import Annotations, Held
+from worstgroup.benchmark.budget import Budget
 from worstgroup.benchmark.cost import Clock
 from worstgroup.benchmark.data import Pixels
 from worstgroup.benchmark.lab import Lab, Progress
 from worstgroup.benchmark.metrics import Counts
 from worstgroup.benchmark.registry import SOURCES
-from worstgroup.benchmark.spec import Attribute, Block, Budget, Card, Recipe, RunSpec
+from worstgroup.benchmark.spec import Attribute, Block, Card, Recipe, RunSpec
 from worstgroup.benchmark.task import Task
 
 CPU = torch.device("cpu")

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from ...benchmark.annotations import Attributes, Held
 from ...benchmark.backbones import Backbone
+from ...benchmark.budget import Requires
 from ...benchmark.errors import require
 from ...benchmark.registry import source
-from ...benchmark.spec import Card, Requires
+from ...benchmark.spec import Card
 from ...benchmark.task import Task
 from ..blocks.clustering import default_neighbours, eigengap, kmeans, knn_graph, normalised, spectral
 from ..blocks.lrp import explain, require_explainable

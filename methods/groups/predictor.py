@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from ...benchmark.annotations import Attributes, Held
 from ...benchmark.backbones import Backbone
+from ...benchmark.budget import Requires
 from ...benchmark.data import Batch, Sampler, weighted
 from ...benchmark.engine import Objective
 from ...benchmark.registry import NoConfig, source
-from ...benchmark.spec import Recipe, Requires
+from ...benchmark.spec import Recipe
 from ...benchmark.task import Task
 
 

@@ -4,8 +4,8 @@ from functools import cache
 
 import pytest
 from worstgroup import contract
+from worstgroup.benchmark.budget import RUNGS
 from worstgroup.benchmark.registry import METHODS
-from worstgroup.benchmark.spec import RUNGS
 
 every_method = pytest.mark.parametrize("method", list(METHODS))
 bench = cache(contract.Bench)  # undisturbed runs are made once for all tests of a method

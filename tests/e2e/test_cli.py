@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from helpers import Call, Result, edit, prediction_files, put
 from worstgroup import cli
+from worstgroup.benchmark.budget import RUNGS
 from worstgroup.benchmark.home import TEMPORARY
 from worstgroup.benchmark.record import find, predictions_path, read
 from worstgroup.benchmark.registry import BACKBONES, DATASETS, METHODS
-from worstgroup.benchmark.spec import RUNGS
 from worstgroup.console import RunReporter
 
 RUN = ("run", "--dataset", "tiny", "--method", "erm,groupdro,dfr", "--seeds", "0,1")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from stubs import ledger, make_card, make_task, split_of, tiny_task
 from worstgroup.benchmark.annotations import Annotations, Held, Purpose
+from worstgroup.benchmark.budget import RUNGS, Budget
 from worstgroup.benchmark.errors import BudgetExceeded, UnknownName, UserError
-from worstgroup.benchmark.spec import RUNGS, Budget
 
 CARD = make_card(["background", "object"])
 N_TRAIN, N_VAL = 80, 24

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from worstgroup import Batch, Objective, Predictor, Requires, Task, method
 from worstgroup.benchmark import runner
+from worstgroup.benchmark.budget import Budget
 from worstgroup.benchmark.errors import UnknownName
 from worstgroup.benchmark.registry import METHODS
-from worstgroup.benchmark.spec import Budget
 from worstgroup.benchmark.store import Store
 from worstgroup.benchmark.task import Checkpoint, Choice
 from worstgroup.contract import CHECKS, judge, obeys, verdicts

@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from stubs import make_card, split_of
 from worstgroup.benchmark.annotations import Annotations, Attributes, grant_by_class, granted, halves
-from worstgroup.benchmark.spec import RUNGS, Budget, Card
+from worstgroup.benchmark.budget import RUNGS, Budget
+from worstgroup.benchmark.spec import Card
 
 Counts = tuple[int, ...]
 WATERBIRDS, CELEBA, URBANCARS = (933, 266), (16811, 3056), (500, 500)

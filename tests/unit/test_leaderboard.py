@@ -16,10 +16,10 @@ import pytest
 from helpers import edit, places, put
 from rich.console import Console
 from worstgroup.benchmark import metrics
+from worstgroup.benchmark.budget import Budget
 from worstgroup.benchmark.errors import CorruptFile
 from worstgroup.benchmark.planning import Absent
 from worstgroup.benchmark.record import find, pack, predictions_path, read, read_predictions
-from worstgroup.benchmark.spec import Budget
 from worstgroup.leaderboard import statistics
 from worstgroup.leaderboard.aggregate import Difference, Row, Table, build, collect
 from worstgroup.leaderboard.render import LEGEND, to_csv, to_markdown, to_terminal

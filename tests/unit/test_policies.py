@@ -1,8 +1,9 @@
 """How methods run at budgets: natively, under a policy, or not at all (spec: metrics and protocol, section 11)."""
 
 import pytest
+from worstgroup.benchmark.budget import RUNGS, Budget, Policy, Requires
 from worstgroup.benchmark.registry import METHODS, SOURCES
-from worstgroup.benchmark.spec import RUNGS, Budget, MethodName, Policy, Requires
+from worstgroup.benchmark.spec import MethodName
 
 COLUMNS = ("none", "select", "val-5", "val-20", "val", "train-10", "train+val")
 FREE = "- - carried carried carried carried carried"

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from helpers import edit, plan_tiny, put
 from worstgroup.benchmark import record as records
+from worstgroup.benchmark.budget import Budget
 from worstgroup.benchmark.errors import CorruptFile
 from worstgroup.benchmark.home import TEMPORARY, runs_home
 from worstgroup.benchmark.planning import Request, plan
 from worstgroup.benchmark.record import RunRecord, find, pack, predictions_path, read, read_predictions, record_path
 from worstgroup.benchmark.runner import run_spec
-from worstgroup.benchmark.spec import Budget
 
 Pick = Callable[[str], Path]
 

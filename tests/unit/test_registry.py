@@ -9,17 +9,17 @@ from types import ModuleType
 
 import pytest
 from worstgroup.benchmark import fingerprint, registry
+from worstgroup.benchmark.budget import Requires
 from worstgroup.benchmark.errors import UnknownName, UserError
 from worstgroup.benchmark.fingerprint import code_fingerprint, engine_fingerprint
 from worstgroup.benchmark.registry import BACKBONES, DATASETS, METHODS, MethodEntry, Registry, load_plugin, method
-from worstgroup.benchmark.spec import Requires
 
 NOTHING = "benchmark.suites"
 """A package without modules, to discover nothing in."""
 PLUGIN = """
 from worstgroup.benchmark.engine import Objective
 from worstgroup.benchmark.registry import method
-from worstgroup.benchmark.spec import Requires
+from worstgroup.benchmark.budget import Requires
 
 @method("NAME", paper="none", requires=Requires())
 class Plugin(Objective):

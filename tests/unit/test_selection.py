@@ -5,10 +5,10 @@ import pytest
 from numpy.typing import NDArray
 from stubs import counts, examples, ledger, make_card, make_task, split_of
 from worstgroup.benchmark.annotations import Groups
+from worstgroup.benchmark.budget import RUNGS
 from worstgroup.benchmark.errors import BudgetExceeded
 from worstgroup.benchmark.metrics import Counts
 from worstgroup.benchmark.selection import CRITERIA, Selector, smoothed_worst_group
-from worstgroup.benchmark.spec import RUNGS
 
 SHAPE = (2, 2)
 TOTAL = counts(40, 10, 10, 40)

@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 import pytest
 from stubs import make_card, make_spec
+from worstgroup.benchmark.budget import Budget
 from worstgroup.benchmark.errors import UnknownName, UserError
 from worstgroup.benchmark.spec import (
     PROTOCOL,
     Attribute,
     Block,
-    Budget,
     MethodName,
     Recipe,
     RunSpec,
