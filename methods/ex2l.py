@@ -59,8 +59,7 @@ class EX2L(Objective[Config]):
     joint value of the granted attributes; under `@masked` it sees the annotated images only. Both train under the
     block's recipe. Deviations: selection is the rung's; two-logit heads, whose margin gives the maps of the paper's
     single logit; maps are normalised in the graph and compared at their own resolution (at least 4 pixels; 16 or more
-    are advisable).
-    ReSample is this method with lambda2 = 0, bit for bit where the network has no dropout.
+    are advisable). ReSample is this method with lambda2 = 0, bit for bit where the network has no dropout.
     """
 
     def __init__(self, config: Config) -> None:

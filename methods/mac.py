@@ -56,7 +56,8 @@ class MaC:
     class. Trunk and neck stay in evaluation mode, their BatchNorm and dropout too; the head starts anew. Where the
     paper is silent (whose map, which class, the head's start, the partner in a batch of one class) its successor's
     early code decides. Deviations: the epoch is selected by the rung, alpha and beta are not tuned on group labels,
-    `balanced` draws with replacement (there the larger class is undersampled once).
+    `balanced` draws with replacement (there the larger class is undersampled once). Not offered: BatchNorm in training
+    mode, as in that code.
     """
 
     def __init__(self, config: Config) -> None:
