@@ -83,7 +83,10 @@ class Objective(Generic[ConfigT]):
         return 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs)) if recipe.schedule == "cosine" else 1.0
 
     def transform(self, recipe: Recipe, generator: torch.Generator) -> Callable[[Tensor], Tensor] | None:
-        """An epoch's augmentation of pixels in [0, 1], by default the recipe's; several views may be stacked."""
+        """An epoch's augmentation of pixels (B, C, H, W) in [0, 1], by default the recipe's.
+
+        It may give several views of each image, as (B, V, C, H, W).
+        """
         return augment(recipe.augment, generator)
 
     def make_sampler(self, task: "Task", recipe: Recipe) -> Sampler:
@@ -175,6 +178,7 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
         setattr(trunk, "forward", torch.compile(trunk.forward))  # noqa: B010
 
     with clock.stage(training.stage) as cost:
+        others = cost.scaled(-1)  # a checkpoint holds the bill of its own training, not of the whole stage
         trajectory, best = _restore(training, players, cost)
         for epoch in range(len(trajectory.epochs) + 1, training.stop + 1):
             seeds = [derive_seed(*training.seed, purpose, epoch) for purpose in ("order", "augment", "forward")]
@@ -192,7 +196,7 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
                 if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):
                     _check_finite(losses, training.stage, epoch)
             clock.lap()
-            billed = asdict(cost)
+            billed = asdict(cost + others)
             with clock.off():
                 trajectory.epochs.append(_evaluate(model, training, torch.stack(losses).mean().item()))
                 best = _select(trajectory, training.selector, model, best)

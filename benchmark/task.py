@@ -195,6 +195,8 @@ class Task:
             places.append(np.flatnonzero((wanted >= start) & (wanted < start + len(own))))
             parts.append(self._attributes(part, own[wanted[places[-1]] - start]))
             start += len(own)
+        if sum(map(len, places)) < len(wanted):
+            raise IndexError(f"rows from {wanted.min()} to {wanted.max()} of a split of {start} images")
         return Attributes.join(parts).at(np.argsort(np.concatenate(places)))
 
     def _attributes(self, split: Held, rows: Indices) -> Attributes:

@@ -1,0 +1,207 @@
+"""What is refused before any work, and what a run is identified by: settings, backbones, names."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import Call
+from worstgroup.benchmark.errors import UserError
+from worstgroup.benchmark.planning import Plan, Request, plan
+from worstgroup.benchmark.record import read, record_path
+from worstgroup.benchmark.registry import BACKBONES, load_plugin
+from worstgroup.benchmark.runner import run_spec, runs_home
+from worstgroup.benchmark.spec import MethodName
+from worstgroup.leaderboard.verify import verify
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def planned(methods: str, *, backbone: str = "", extra: str = "", budget: str = "", **settings: str) -> Plan:
+    """Plan some methods, separated by commas, as one call; a setting's dot is written as two underscores."""
+    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    return plan(
+        [
+            Request("tiny", name, budget, backbone, seeds=(0,), settings=changes, extra=extra)
+            for name in methods.split(",")
+        ]
+    )
+
+
+def problems(methods: str, *, backbone: str = "", **settings: str) -> list[str]:
+    """What is wrong with a call, line by line."""
+    with pytest.raises(UserError) as refusal:
+        planned(methods, backbone=backbone, **settings)
+    return str(refusal.value).splitlines()
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("methods", "key", "part"),
+    [
+        ("dfr", "exmap.clusters", "exmap"),
+        ("dfr", "groupdro.step_size", "groupdro"),
+        ("dfr+exmap,erm", "groupdro.step_size", "groupdro"),
+        ("groupdro@class,dfr(+val)", "exmap.side", "exmap"),
+    ],
+)
+def test_a_setting_that_reaches_no_run_is_refused(methods: str, key: str, part: str) -> None:
+    says = f"setting {key} reaches no run: {part} has no part in {methods.replace(',', ', ')}"
+    assert problems(methods, **{key: "4"}) == [says]
+
+
+@pytest.mark.parametrize(
+    ("methods", "key", "value", "settings"),
+    [
+        ("groupdro,dfr", "groupdro.step_size", "0.5", {"groupdro": 0.5, "dfr": None}),
+        ("groupdro@class(+val),dfr", "groupdro.step_size", "0.5", {"groupdro": 0.5, "dfr": None}),
+        ("dfr,erm,dfr", "dfr.n_min", "5", {"dfr": None, "erm": None}),
+    ],
+)
+def test_a_setting_reaches_the_method_it_names(
+    methods: str, key: str, value: str, settings: dict[str, float | None]
+) -> None:
+    specs = [run.spec for run in planned(methods, budget="val", **{key: value}).runs]
+    for spec in specs:
+        assert spec is not None
+        assert dict(spec.config).get("step_size") == settings[spec.method]
+        assert dict(spec.config).get("n_min") == (None if spec.method != "dfr" else 5 if key == "dfr.n_min" else 0)
+
+
+def test_a_setting_reaches_the_source_it_names() -> None:
+    with_source, without = (run.spec for run in planned("dfr+exmap,dfr", exmap__clusters="4").runs)
+    assert with_source is not None
+    assert without is not None
+    assert dict(with_source.source_config)["clusters"] == 4
+    assert without.source_config == ()
+
+
+@pytest.mark.parametrize("methods", ["dfr", "groupdro@pseudo", "groupdro+predictor"])
+def test_the_predictor_has_no_settings(methods: str) -> None:
+    (problem,) = problems(methods, predictor__epochs="4")
+    assert problem == "unknown predictor key 'epochs'. Known: none."
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    found = problems("dfr", exmap__clusters="4", dfr__nmin="1", recipe__epoch="2")
+    assert [line.split(".")[0] for line in found] == [
+        "unknown recipe key 'epoch'",
+        "unknown dfr key 'nmin'",
+        "setting exmap",
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------- backbones
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "says"),
+    [
+        ("ex2l", "resnet18", "ex2l: resnet18 ends in maps of 1x1 pixels for tiny, too few to compare; take larger"),
+        ("ex2l@pseudo", "mlp3x100", "ex2l: mlp3x100 ends in maps of 1x1 pixels"),
+        ("dfr+exmap", "mnist_cnn", "mnist_cnn cannot be explained: no rule for its layer trunk.2 (GroupNorm); take"),
+        ("ex2l+exmap", "mnist_cnn:quarter", "mnist_cnn:quarter cannot be explained"),
+    ],
+)
+def test_a_backbone_that_a_method_cannot_use_is_refused(home: Path, method: str, backbone: str, says: str) -> None:
+    (problem,) = problems(method, backbone=backbone)
+    assert problem.startswith(says)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [("ex2l", "resnet18:3x3"), ("resample", "resnet18"), ("dfr", "mnist_cnn"), ("ex2l+exmap", "tiny_cnn")],
+)
+def test_other_methods_may_use_it(method: str, backbone: str) -> None:
+    assert planned(method, backbone=backbone).runs[0].spec is not None
+
+
+PLUGIN = '''"""A backbone."""
+from torch import nn
+from worstgroup.benchmark.backbones import Backbone
+from worstgroup.benchmark.registry import backbone
+
+@backbone("homemade")
+def homemade(request):
+    """One convolution."""
+    trunk = nn.Sequential(nn.Conv2d(request.in_channels, {width}, 3, 2), nn.ReLU())
+    neck = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    return Backbone(request.name, trunk, neck, nn.Linear({width}, request.num_classes), grad_cam="closed")
+'''
+
+
+def test_an_edited_backbone_makes_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, register: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which an import within a second would take for fresh
+    path, others = tmp_path / "homemade.py", {name: BACKBONES[name] for name in BACKBONES}
+    specs, stores = [], {}
+    for width, remark in ((8, ""), (8, "# a remark\n"), (12, ""), (8, "")):
+        path.write_text(PLUGIN.format(width=width) + remark)
+        monkeypatch.setattr(BACKBONES, "_entries", dict(others))
+        load_plugin(path)
+        made = planned("erm,dfr", backbone="homemade")
+        specs.append([run.spec for run in made.runs])
+        stores = made.stores
+    hashes = [[spec.hash for spec in pair if spec] for pair in specs]
+    assert hashes[0] == hashes[1] == hashes[3]
+    assert not set(hashes[0]) & set(hashes[2])
+    blocks = [pair[0].block for pair in specs if pair[0]]
+    assert blocks[0].key == blocks[1].key != blocks[2].key  # and with it the shared ERM
+    assert all(len(block.backbone_code) == 16 for block in blocks)
+    assert blocks[0].stream == blocks[2].stream
+
+    spec = specs[3][0]
+    assert spec is not None
+    run_spec(spec, stores["tiny"])
+    record = record_path(runs_home(), spec)
+    assert read(record).backbone_code == blocks[3].backbone_code
+    assert verify(record).problems == ()
+
+
+@pytest.mark.parametrize("name", ["", "resnet18:3x3", "mnist_cnn:quarter"])
+def test_the_code_of_a_built_in_backbone_is_the_engines(name: str) -> None:
+    spec = planned("erm", backbone=name).runs[0].spec
+    assert spec is not None
+    assert spec.block.backbone_code == ""
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+def test_validation_images_may_be_asked_for_twice() -> None:
+    names = ("groupdro(+val)", "groupdro", "groupdro(+val)(+val)")
+    by_both, by_option, by_name = (
+        planned(name, extra=extra).runs[0].spec for name, extra in zip(names, ("val", "val", ""), strict=True)
+    )
+    assert by_both is not None
+    assert by_both == by_option == by_name
+    assert (by_both.extra, by_both.method_label) == ("val", "groupdro(+val)")
+    assert MethodName.parse("groupdro@class(+val)(+val)") == MethodName("groupdro", policy="class", extra="val")
+
+
+def test_show_says_what_host_and_source_do(call: Call) -> None:
+    done = call("show", "dfr+exmap")
+    assert (done.code, done.err) == (0, "")
+    for part in ("method dfr", "source exmap", "n_min = 0", "clusters = 0"):
+        assert part in done.out
+    assert done.out.index("method dfr") < done.out.index("source exmap")
+
+
+@pytest.mark.parametrize("name", ["dfr+", "+dfr", "dfr+exmpa", "exmap+dfr"])
+def test_show_of_a_composition_that_there_is_not(call: Call, name: str) -> None:
+    done = call("show", name)
+    assert (done.code, done.out) == (2, "")
+    assert f"unknown name {name!r}" in done.err
+
+
+def test_show_knows_plugins(call: Call, tmp_path: Path, register: Callable[..., None]) -> None:
+    path = tmp_path / "homemade.py"
+    path.write_text(PLUGIN.format(width=8))
+    assert call("show", "homemade").code == 2
+    done = call("show", "homemade", "--plugin", path)
+    assert (done.code, done.err) == (0, "")
+    assert "One convolution." in done.out
