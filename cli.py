@@ -94,11 +94,9 @@ def run(
     """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""
     from .benchmark import executors
     from .benchmark.planning import plan
-    from .benchmark.registry import load_plugin
     from .console import RunReporter
 
-    for file in plugin:
-        load_plugin(file)
+    _load(plugin)
     made = plan(_requests(suite, dataset, method, backbone, weights, budget, extra, seeds, set_), root)
     if shard:
         made = executors.shard(made, shard)
@@ -114,6 +112,13 @@ def run(
     if failed:
         err.print(f"{failed} of {len(records)} runs failed; the same command tries them again.", style="red")
         raise typer.Exit(1)
+
+
+def _load(plugins: list[Path]) -> None:
+    from .benchmark.registry import load_plugin
+
+    for file in plugins:
+        load_plugin(file)
 
 
 @contextmanager
@@ -232,10 +237,8 @@ def list_(
 ) -> None:
     """List what there is."""
     from . import listing
-    from .benchmark.registry import load_plugin
 
-    for file in plugin:
-        load_plugin(file)
+    _load(plugin)
     _print_tables([listing.table(kind.value, stale=stale)])
 
 
@@ -246,10 +249,8 @@ def show(
 ) -> None:
     """Show the card of one entry."""
     from . import listing
-    from .benchmark.registry import load_plugin
 
-    for file in plugin:
-        load_plugin(file)
+    _load(plugin)
 
     out.print(listing.card(name), markup=False, highlight=False, soft_wrap=True)
 
@@ -312,10 +313,8 @@ def check(
 ) -> None:
     """Check that a method keeps the contract, in a temporary home; exit code 1 when a check fails."""
     from . import contract
-    from .benchmark.registry import load_plugin
 
-    for file in plugin:
-        load_plugin(file)
+    _load(plugin)
     failed = False
     for verdict in contract.verdicts(method):
         bad = verdict.state == "failed"

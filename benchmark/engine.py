@@ -177,7 +177,7 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
         trunk = model.trunk  # its forward alone: the hook that counts passes stays outside, the state keeps its names
         setattr(trunk, "forward", torch.compile(trunk.forward))  # noqa: B010
 
-    with clock.stage(training.stage) as cost:
+    with clock.stage(training.stage) as cost, _watched(own) as changed:
         others = cost.scaled(-1)  # a checkpoint holds the bill of its own training, not of the whole stage
         trajectory, best = _restore(training, players, cost)
         for epoch in range(len(trajectory.epochs) + 1, training.stop + 1):
@@ -190,7 +190,8 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
             losses: list[Tensor] = []
             for i, index in enumerate(batches):
                 _set_lr(players, base_lr, objective.lr_factor(recipe, epoch - 1 + i / len(batches)))
-                with autocast(recipe, training.train.device), _watched(own) as changed:
+                changed.clear()
+                with autocast(recipe, training.train.device):
                     losses.append(objective.step(training.train.batch(index, transform), players.optimizers))
                 cost.n_updates += bool(changed)
                 if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):

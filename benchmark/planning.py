@@ -176,6 +176,7 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
         if card.name not in stores:
             stores[card.name] = open_store(make_dataset(request.dataset)[0], card, root)
         weights, file = _weights(request.weights)
+        code, backbone_code = entries_fingerprint(entry, source), _backbone_code(backbone)
         for seed in request.seeds:
             block = Block(
                 dataset=card.name,
@@ -184,7 +185,7 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
                 weights=weights,
                 recipe=cell.recipe,
                 seed=seed,
-                backbone_code=_backbone_code(backbone),
+                backbone_code=backbone_code,
                 weights_file=file,
             )
             spec = RunSpec(
@@ -194,7 +195,7 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
                 policy=policy.tag,
                 config=_frozen(cell.config),
                 budget=budget,
-                code=entries_fingerprint(entry, source),
+                code=code,
                 source_config=_frozen(cell.source_config) if source else (),
                 extra=name.extra,
             )

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -82,6 +82,10 @@ class MethodEntry:
     config: type[Any]
     requires: Requires
     paper: str
+
+    def make(self, settings: Iterable[tuple[str, Any]] = ()) -> Any:
+        """The method or source with these settings, the others at their defaults."""
+        return self.cls(self.config(**dict(settings)))
 
     @property
     def summary(self) -> str:

@@ -115,7 +115,7 @@ def _fit(spec: RunSpec, lab: Lab, annotations: Annotations) -> _Fitted:
     The first fit holds half of the granted validation images out and selects by them; the second one is on all of them,
     with the decisions of the first (spec: metrics and protocol, section 10.2).
     """
-    source = SOURCES[spec.source].cls(SOURCES[spec.source].config(**dict(spec.source_config))) if spec.source else None
+    source = SOURCES[spec.source].make(spec.source_config) if spec.source else None
     granted = annotations.rows("val")
     every = np.arange(len(lab.pixels("train")))
     some = annotations.rows("train") if spec.policy == "subset" else every
@@ -139,8 +139,7 @@ def _fit(spec: RunSpec, lab: Lab, annotations: Annotations) -> _Fitted:
 
 
 def _call(spec: RunSpec, task: Task) -> Predictor:
-    entry = METHODS[spec.method]
-    method = entry.cls(entry.config(**dict(spec.config)))
+    method = METHODS[spec.method].make(spec.config)
     predictor = task.train(method) if isinstance(method, engine.Objective) else method.fit(task)
     if not isinstance(predictor, Predictor):
         raise UserError(f"{spec.method}: fit(task) must return a Predictor, it returned {type(predictor).__name__}")
@@ -249,17 +248,7 @@ def _record(
     predictor, selector = fitted.predictor, fitted.selector
 
     def history(trajectory: engine.Trajectory | None, selector: Selector | None) -> list[record.EpochRow]:
-        return [
-            record.EpochRow(
-                train_loss=epoch.train_loss,
-                val_loss=epoch.val_loss,
-                correct_val=np.bincount(
-                    group["val"][epoch.predictions == splits["val"].y], minlength=card.num_groups
-                ).tolist(),
-                correct_seen=selector.counts(epoch.predictions)[0].tolist() if selector else [],
-            )
-            for epoch in (trajectory.epochs if trajectory else ())
-        ]
+        return _history(trajectory, selector, splits["val"].y, group["val"], card.num_groups)
 
     seen = selector.groups.counts().tolist() if selector else []
     result = RunRecord(
@@ -281,6 +270,25 @@ def _record(
         ),
     )
     return result, packed
+
+
+def _history(
+    trajectory: engine.Trajectory | None,
+    selector: Selector | None,
+    y: NDArray[np.int64],
+    group: NDArray[np.int64],
+    num_groups: int,
+) -> list[record.EpochRow]:
+    """Epochs of a training, counted on all of validation and on the images selected by (none without a selector)."""
+    return [
+        record.EpochRow(
+            train_loss=epoch.train_loss,
+            val_loss=epoch.val_loss,
+            correct_val=metrics.group_counts(epoch.predictions == y, group, num_groups)[0].tolist(),
+            correct_seen=selector.counts(epoch.predictions)[0].tolist() if selector else [],
+        )
+        for epoch in (trajectory.epochs if trajectory else ())
+    ]
 
 
 def group_rows(

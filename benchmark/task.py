@@ -222,6 +222,8 @@ class Task:
 
     def selector(self, rows: Indices | None = None) -> Selector:
         """The rung's selection rule on validation images (all it may look at, or those among `rows`); billed."""
+        if self._lab.sharing:
+            raise UserError("a selection belongs to the run: move it out of task.cached, which other runs share")
         if self._replayed is not None:
             raise UserError("this fit is on the images that were selected by: all it may choose was chosen before")
         criterion, everything = CRITERIA[self.spec.budget.grant.criterion], np.arange(len(self._lab.pixels("val")))
@@ -263,10 +265,6 @@ class Task:
         groups = [self.spec.source, self.spec.source_config, self.spec.code] if self._source else policy
         pool = digest([rows.tolist() for _, rows in self._rows("train")]) if self._pool is not None else ""
         return self._lab.cached(kind, [identity, groups, pool], make, self._annotations, labelled)
-
-    def classifier(self) -> Backbone:
-        """A fresh classifier with the block's initial weights, for `train_network`; `train` makes its own."""
-        return self._lab.model()
 
     def network(self, num_classes: int, purpose: str) -> Backbone:
         """Another network of the block's family, with `num_classes` outputs and initial weights of its own."""
@@ -332,7 +330,6 @@ class Task:
         """The shared ERM trajectory with its epoch selected by the rung's rule; trained anew on other images."""
         if self._pool is not None:
             return self.train(engine.Objective[None](None))
-        require(not self._lab.sharing, "a selection belongs to the run: move it out of task.cached")
         erm = self._lab.erm()
         predictions = erm.array("predictions")
         best, score = self.selector().best(predictions)
@@ -369,8 +366,6 @@ class Task:
 
     def _replay(self, place: str) -> Decision | None:
         """The decision that the first fit made here, None in a first fit."""
-        if self._lab.sharing:
-            raise UserError("a selection belongs to the run: move it out of task.cached, which other runs share")
         if self._replayed is None:
             return None
         if not self._replayed or self._replayed[0].place != place:

@@ -145,7 +145,6 @@ def _table(block: Cell) -> Table:
                 row.versus_erm = _differences(cell, sample, erm, erm_sample)
             row.cost = _cost_ratio(cell, erm)
         rows.append(row)
-    rows.sort(key=_place)
     return Table(
         protocol=first.protocol,
         dataset=first.dataset,

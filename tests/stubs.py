@@ -94,7 +94,7 @@ def tiny_task(method: str, budget: str = "", progress: Progress = quiet, **setti
     assert spec is not None
     splits = {name: store.split(name) for name in get_args(Held)}
     y, a = ({name: getattr(split, part) for name, split in splits.items()} for part in "ya")
-    source = SOURCES[spec.source].cls(SOURCES[spec.source].config()) if spec.source else None
+    source = SOURCES[spec.source].make() if spec.source else None
     lab = Lab(spec.block, store, CPU, Clock(CPU), progress)
     return Task(spec, lab, Annotations(store.card, y, a, spec.budget, spec.block.seed), source=source)
 

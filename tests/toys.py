@@ -9,12 +9,10 @@ from helpers import plan_tiny
 from stubs import CPU, Labels, make_card, make_task, split_of
 from torch import nn
 from worstgroup.benchmark import engine
-from worstgroup.benchmark.annotations import Annotations, Held
 from worstgroup.benchmark.backbones import Backbone, GradCam
 from worstgroup.benchmark.cost import Clock, StageCost
 from worstgroup.benchmark.data import Batch, Pixels
 from worstgroup.benchmark.engine import Objective
-from worstgroup.benchmark.lab import Lab
 from worstgroup.benchmark.record import RunRecord
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.spec import Recipe, derive_seed
@@ -106,14 +104,3 @@ def run_tiny(method: str, budget: str = "", **settings: str) -> RunRecord:
     record = run_spec(planned.spec, plan.stores["tiny"])
     assert record.status == "finished", record.error
     return record
-
-
-def tiny_task(method: str, budget: str = "", **settings: str) -> Task:
-    """The task that a run of seed 0 hands to its method."""
-    plan = plan_tiny(method, budget=budget, **settings)
-    spec, store = plan.runs[0].spec, plan.stores["tiny"]
-    assert spec is not None
-    lab = Lab(spec.block, store, CPU, Clock(CPU), lambda stage, epoch, epochs: None)
-    held: tuple[Held, Held] = ("train", "val")
-    y, a = ({name: getattr(store.split(name), part) for name in held} for part in ("y", "a"))
-    return Task(spec, lab, Annotations(store.card, y, a, spec.budget))

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import plan_tiny
+from stubs import tiny_task
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from toys import KINDS, batch, net, run_tiny, same, state_of, tiny_task, toy_task, train
+from toys import KINDS, batch, net, run_tiny, same, state_of, toy_task, train
 from worstgroup.benchmark.backbones import Backbone, GradCam
 from worstgroup.benchmark.data import Batch
 from worstgroup.benchmark.errors import UserError
