@@ -11,13 +11,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .benchmark.annotations import grant_by_class
+from .benchmark.annotations import Held, most_labels
 from .benchmark.budget import RUNGS, Budget
 from .benchmark.errors import DiskError, UserError
 from .benchmark.lab import Progress
 from .benchmark.planning import find_card
 from .benchmark.registry import MethodEntry
-from .benchmark.spec import SplitName
 from .trial import (
     DATASET,
     OUTPUTS,
@@ -34,6 +33,8 @@ from .trial import (
     survive,
     without,
 )
+
+HELD: tuple[Held, Held] = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,10 @@ def check_deterministic(bench: Bench) -> str:
 def obeys(bench: Bench, rung: str) -> None:
     """At one rung the ledger stays within the grant; raises `NotApplicable` where the method does not run."""
     labels = bench.run(rung).labels
-    card, grant = find_card(DATASET)[1], Budget.parse(rung).grant
-
-    def most(split: SplitName, share: float) -> int:
-        by_class = np.array(card.counts[split]).reshape(len(card.classes), -1).sum(1)
-        return len(card.attributes) * int(grant_by_class(by_class, share).sum())
-
-    train, val = most("train", grant.train), most("val", grant.val)
-    granted = {"n_train_a": train, "n_val_a_fit": val * grant.val_fit, "n_val_a_select": val, "total_a": train + val}
+    card = find_card(DATASET)[1]
+    train, val = (np.array(card.counts[split]).reshape(len(card.classes), -1).sum(1) for split in HELD)
+    granted = most_labels(Budget.parse(rung), len(card.attributes), train, val)
+    granted["total_a"] = granted["n_train_a"] + granted["n_val_a_select"]
     used = {name: getattr(labels, name) for name in granted}
     over = [f"{name} {used[name]} of {limit}" for name, limit in granted.items() if used[name] > limit]
     if over:

@@ -99,6 +99,16 @@ def grant_by_class(classes: Indices, share: float) -> Indices:
     return np.maximum(np.bincount(first, minlength=len(classes)), fewest)
 
 
+def most_labels(budget: Budget, k: int, train: Indices, val: Indices) -> dict[str, int]:
+    """The most annotations of each purpose that a budget lets a run use, by field of `Labels`.
+
+    `k` attributes are granted; `train` and `val` (K,) are the images of each class.
+    """
+    grant = budget.grant
+    n_train, n_val = int(grant_by_class(train, grant.train).sum()), int(grant_by_class(val, grant.val).sum())
+    return {"n_train_a": k * n_train, "n_val_a_fit": k * n_val * grant.val_fit, "n_val_a_select": k * n_val}
+
+
 def granted(y: Indices, share: float, dataset: str, seed: int, split: Held) -> Indices:
     """Images of a split whose attributes a share of it grants, sorted; the same for every method, nested in the share.
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..benchmark import metrics
 from ..benchmark import record as records
-from ..benchmark.annotations import Indices, grant_by_class, granted, halves
-from ..benchmark.budget import RUNGS, Budget
+from ..benchmark.annotations import Indices, grant_by_class, granted, halves, most_labels
+from ..benchmark.budget import Budget
 from ..benchmark.errors import CorruptFile, UserError
 from ..benchmark.record import Arrays, EpochRow, RunRecord
 from ..benchmark.selection import CRITERIA, Criterion, first_best
@@ -68,12 +68,9 @@ def _ledger(record: RunRecord) -> Iterator[str]:
         yield "labels: missing"
         return
     counts, budget = record.counts(), Budget.parse(record.budget)
-    grant = RUNGS[budget.rung]
     k = len(budget.attributes) or len(record.attributes)
-    n_train = int(grant_by_class(_by_class(record, counts["n_train"]), grant.train).sum())
-    n_val = int(grant_by_class(_by_class(record, counts["m_val"]), grant.val).sum())
-    most = {"n_train_a": k * n_train, "n_val_a_fit": k * n_val * grant.val_fit, "n_val_a_select": k * n_val}
-    for name, limit in most.items():
+    train, val = (_by_class(record, counts[name]) for name in ("n_train", "m_val"))
+    for name, limit in most_labels(budget, k, train, val).items():
         if getattr(record.labels, name) > limit:
             yield f"labels.{name}: {getattr(record.labels, name)} is more than the {limit} that budget {budget} grants"
     used = record.labels
