@@ -222,8 +222,6 @@ class Task:
 
     def selector(self, rows: Indices | None = None) -> Selector:
         """The rung's selection rule on validation images (all it may look at, or those among `rows`); billed."""
-        if self._lab.sharing:
-            raise UserError("a selection belongs to the run: move it out of task.cached, which other runs share")
         if self._replayed is not None:
             raise UserError("this fit is on the images that were selected by: all it may choose was chosen before")
         criterion, everything = CRITERIA[self.spec.budget.grant.criterion], np.arange(len(self._lab.pixels("val")))
@@ -330,6 +328,7 @@ class Task:
         """The shared ERM trajectory with its epoch selected by the rung's rule; trained anew on other images."""
         if self._pool is not None:
             return self.train(engine.Objective[None](None))
+        self._require_own()
         erm = self._lab.erm()
         predictions = erm.array("predictions")
         best, score = self.selector().best(predictions)
@@ -366,6 +365,7 @@ class Task:
 
     def _replay(self, place: str) -> Decision | None:
         """The decision that the first fit made here, None in a first fit."""
+        self._require_own()
         if self._replayed is None:
             return None
         if not self._replayed or self._replayed[0].place != place:
@@ -373,6 +373,11 @@ class Task:
                 f"the second fit comes to {place!r}, where the first one did not: fit must always do the same"
             )
         return self._replayed.pop(0)
+
+    def _require_own(self) -> None:
+        """Raise `UserError` where something is being made that other runs share: it may not hold a selection."""
+        shared = "a selection belongs to the run: move it out of task.cached, which other runs share"
+        require(not self._lab.sharing, shared)
 
     def _choice(self, score: Score | None, step: int | None, candidates: int) -> Choice:
         return Choice(self.spec.budget.grant.criterion, score[0] if score else None, step, candidates)
