@@ -71,7 +71,9 @@ def run(
     dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT], instead of a suite.")] = "",
     method: Annotated[str, typer.Option(help="HOST[+SOURCE][@POLICY], several separated by commas.")] = "",
     backbone: Annotated[str, typer.Option(help="Default: the dataset's own.")] = "",
-    weights: Annotated[str, typer.Option(help="none, imagenet1k_v1, imagenet1k_v2, or a file.")] = "none",
+    weights: Annotated[
+        str, typer.Option(help="none, imagenet1k_v1, imagenet1k_v2, or a file. Default: the dataset's own.")
+    ] = "",
     budget: Annotated[str, typer.Option(help="RUNG[:ATTRIBUTE,...]. Default: each method's native rung.")] = "",
     extra: Annotated[
         str, typer.Option(help="val: train on the granted validation images too (shown as METHOD(+val)).")
@@ -152,7 +154,7 @@ def _requests(
     changes = dict(_pair(text) for text in settings)
     chosen = _numbers(seeds) if seeds else None
     if suite:
-        if backbone or budget or extra or weights != "none":
+        if backbone or budget or extra or weights:
             raise UserError(
                 "--backbone, --weights, --budget and --extra go with --dataset and --method; a suite names its own"
             )

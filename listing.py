@@ -127,7 +127,7 @@ def _dataset(card: Card) -> str:
         )
     recipe = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(card.recipe).items())
     lines += ["", f"default backbone: {card.backbone}", f"default recipe: {recipe}", f"licence: {card.licence}"]
-    lines += [f"citation: {card.citation}", *(f"source: {s.file} {s.url}" for s in card.sources)]
+    lines += [f"citation: {card.citation}", *(f"source: {' '.join([s.file, *s.urls])}" for s in card.sources)]
     return "\n".join([*lines, *(f"note: {note}" for note in card.notes)])
 
 

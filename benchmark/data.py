@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .pools import ImageSource
 from .spec import Recipe
-from .store import ImageSource, Split, Splits
+from .store import Split, Splits
 
 __all__ = [
     "Batch",
@@ -29,6 +30,9 @@ __all__ = [
     "weighted",
 ]
 
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+DEVICE_SHARE = 0.6
+"""Share of the free device memory that the images of one split may take."""
 CROP_AREA = (0.7, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIES = 10
@@ -47,19 +51,29 @@ class Batch:
 
 
 class Pixels:
-    """A split's pixels and labels, kept where batches are made (device memory, or the memory map when on CPU)."""
+    """A split's pixels and labels, kept where batches are made: in device memory if they fit, else memory-mapped.
+
+    Example i is `images[rows[i]]`, or `images[i]` without `rows`. Images are uint8, or float32 features, which are not
+    scaled.
+    """
 
     def __init__(
         self,
         images: ImageSource,
-        y: np.ndarray[tuple[int], np.dtype[np.int64]],
+        y: Labels,
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
         channels_last: bool = False,
+        rows: Labels | None = None,
     ) -> None:
-        self.images = torch.from_numpy(images[:]).to(device)
+        self.images = torch.from_numpy(images[:])
+        self.rows = None if rows is None else torch.from_numpy(rows)
+        if device.type == "cuda" and _fits(len(y) * self.images[0].nbytes, device):
+            self.images = (self.images if self.rows is None else self.images[self.rows]).to(device)
+            self.rows = None
         self.y = torch.from_numpy(y).to(device)
+        self._scale = 255 if self.images.dtype == torch.uint8 else 1
         self.device = device
         self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
@@ -72,20 +86,28 @@ class Pixels:
     def batch(self, index: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> Batch:
         """Gather, scale to [0, 1], transform, normalise. `index` is a LongTensor on any device."""
         index = index.to(self.device)
-        x = self._gather(index).permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format).div_(255)
+        x = self.gather(index).permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format)
+        if self._scale != 1:
+            x = x.div_(self._scale)
         if transform is not None:
             x = transform(x)
         if not self._plain:
             x = x.sub_(self._mean).div_(self._std)
         return Batch(x, self.y[index], index)
 
-    def _gather(self, index: Tensor) -> Tensor:
-        return self.images[index]
+    def gather(self, index: Tensor) -> Tensor:
+        """Stored images (B, h, w, c) on the device."""
+        index = index.to(self.images.device)
+        return self.images[index if self.rows is None else self.rows[index]].to(self.device)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All examples in order, without augmentation."""
         for index in torch.arange(len(self)).split(size):  # type: ignore[no-untyped-call]
             yield self.batch(index)
+
+
+def _fits(size: int, device: torch.device) -> bool:
+    return size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 class Joined(Pixels):
@@ -98,9 +120,9 @@ class Joined(Pixels):
         self, parts: Sequence[tuple[Pixels, np.ndarray[Any, np.dtype[np.int64]]]], labels: Sequence[bool] = ()
     ) -> None:
         first = parts[0][0]
-        self._parts = [pixels.images for pixels, _ in parts]
+        self._parts = [pixels for pixels, _ in parts]
         self.device, self._mean, self._std = first.device, first._mean, first._std
-        self._plain, self._format = first._plain, first._format
+        self._plain, self._format, self._scale = first._plain, first._format, first._scale
         rows = [torch.from_numpy(rows).to(self.device) for _, rows in parts]
         self._row = torch.cat(rows)
         self._part = torch.cat([torch.full_like(row, k) for k, row in enumerate(rows)])
@@ -108,11 +130,13 @@ class Joined(Pixels):
         for k, shown in enumerate(labels):
             self.y[(self._part == k) & (not shown)] = -1
 
-    def _gather(self, index: Tensor) -> Tensor:
+    def gather(self, index: Tensor) -> Tensor:
+        """Stored images (B, h, w, c) on the device."""
         row, part = self._row[index], self._part[index]
-        out = self._parts[0].new_empty(len(index), *self._parts[0].shape[1:])
-        for k, images in enumerate(self._parts):
-            out[part == k] = images[row[part == k]]
+        images = self._parts[0].images
+        out = torch.empty((len(index), *images.shape[1:]), dtype=images.dtype, device=self.device)
+        for k, pixels in enumerate(self._parts):
+            out[part == k] = pixels.gather(row[part == k])
         return out
 
 

@@ -111,7 +111,7 @@ class Lab:
         if split not in self._pixels:
             data = self.store.split(split)
             self._pixels[split] = Pixels(
-                data.images, data.y, self._mean, self._std, self.device, self.recipe.channels_last
+                data.images, data.y, self._mean, self._std, self.device, self.recipe.channels_last, data.rows
             )
         return self._pixels[split]
 

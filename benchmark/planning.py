@@ -17,6 +17,8 @@ from .backbones import build_backbone, check_backbone
 from .budget import RUNGS, SOME, Budget
 from .errors import UnknownName, UserError
 from .fingerprint import code_fingerprint
+from .pictures import with_pixels
+from .pools import Report
 from .registry import BACKBONES, DATASETS, METHODS, PACKAGE, SOURCES, MethodEntry
 from .spec import PSEUDO, Block, Card, MethodName, Recipe, RunSpec, method_label, override
 from .store import Dataset, Store, open_store
@@ -33,7 +35,7 @@ class Request:
     method: str
     budget: str = ""
     backbone: str = ""
-    weights: str = "none"
+    weights: str = ""
     seeds: tuple[int, ...] = DEFAULT_SEEDS
     settings: dict[str, str] = field(default_factory=dict)
     extra: str = ""
@@ -80,7 +82,7 @@ class _SuiteBlock(BaseModel):
     dataset: str
     methods: list[str]
     backbone: str = ""
-    weights: str = "none"
+    weights: str = ""
     settings: dict[str, str | int | float | bool] = {}
 
 
@@ -142,23 +144,50 @@ def find_card(name: str) -> tuple[type[Any], Card]:
     return entry.cls, entry.card(variant)
 
 
-def make_dataset(name: str) -> tuple[Dataset, Card]:
-    """A dataset object of a variant and its card."""
+@dataclass(frozen=True)
+class DataSettings:
+    """`data.KEY` settings: which of the dataset's transforms, and the shorter side of its images in pixels."""
+
+    transform: str = ""
+    size: int = 0
+
+
+def make_dataset(name: str, root: Path | None = None, settings: dict[str, str] | None = None) -> tuple[Dataset, Card]:
+    """A dataset object of a variant and its card, which for users' own data is read from the files.
+
+    `settings` are those of `DataSettings`. Raises `UserError`.
+    """
     cls, card = find_card(name)
+    chosen, problems = override(DataSettings(), settings or {}, "data")
+    if problems:
+        raise UserError("\n".join(problems))
+    if hasattr(cls, "describe"):
+        card = cls(card).describe(root)
+    card = with_pixels(card, chosen.transform, chosen.size)
     return cls(card), card
 
 
 # ----------------------------------------------------------------------------------------------------------- plan
 
 
-def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
-    """Turn requests into runs; raises one `UserError` that lists everything wrong with them."""
+def plan(
+    requests: Iterable[Request],
+    root: Path | None = None,
+    *,
+    strict: bool = False,
+    report: Report = lambda what, done, total: None,
+) -> Plan:
+    """Turn requests into runs; raises one `UserError` that lists everything wrong with them.
+
+    Opens the stores that they need, building those that are missing.
+    """
     problems: list[str] = []
-    resolved = [(request, _resolve(request, problems)) for request in requests]
+    resolved = [(request, _resolve(request, root, problems)) for request in requests]
     problems += _unused_settings([request for request, _ in resolved])
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     runs: list[Planned] = []
+    opened: dict[str, Store] = {}
     stores: dict[str, Store] = {}
     for request, cell in resolved:
         if cell is None:
@@ -173,14 +202,16 @@ def plan(requests: Iterable[Request], root: Path | None = None) -> Plan:
             runs.append(Planned(f"{label} on {card.name} · {budget}", absent=absent))
             continue
         source = SOURCES[PSEUDO] if policy.tag == "pseudo" else cell.source
-        if card.name not in stores:
-            stores[card.name] = open_store(make_dataset(request.dataset)[0], card, root)
-        weights, file = _weights(request.weights)
+        if card.name not in opened:
+            opened[card.name] = open_store(cell.dataset, card, root, strict=strict, report=report)
+        store = opened[card.name]
+        stores[store.card.name] = store
+        weights, file = _weights(_initial(request, card))
         code, backbone_code = entries_fingerprint(entry, source), _backbone_code(backbone)
         for seed in request.seeds:
             block = Block(
-                dataset=card.name,
-                fingerprint=stores[card.name].fingerprint,
+                dataset=store.card.name,
+                fingerprint=store.fingerprint,
                 backbone=backbone,
                 weights=weights,
                 recipe=cell.recipe,
@@ -226,6 +257,7 @@ class _Cell:
     entry: MethodEntry
     source: MethodEntry | None
     name: MethodName
+    dataset: Dataset
     card: Card
     budget: Budget
     recipe: Recipe
@@ -233,7 +265,13 @@ class _Cell:
     source_config: Any
 
 
-def _resolve(request: Request, problems: list[str]) -> _Cell | None:
+def _initial(request: Request, card: Card) -> str:
+    """Weights asked for; by default the dataset's own, which belong to its own backbone."""
+    own = card.weights if request.backbone in ("", card.backbone) else "none"
+    return request.weights or own
+
+
+def _resolve(request: Request, root: Path | None, problems: list[str]) -> _Cell | None:
     """Look all names of a request up and apply its settings; what is wrong is added to `problems`."""
 
     def attempt(look: Callable[[], T]) -> T | None:
@@ -249,16 +287,18 @@ def _resolve(request: Request, problems: list[str]) -> _Cell | None:
         problems.append(f"--extra {request.extra}: only val can be had, the granted validation images")
     name = attempt(lambda: MethodName.parse(request.method + ("(+val)" if request.extra else "")))
     entry = attempt(lambda: METHODS[name.host]) if name else None
-    card = attempt(lambda: find_card(request.dataset)[1])
+    data = {key.removeprefix("data."): value for key, value in request.settings.items() if key.startswith("data.")}
+    made = attempt(lambda: make_dataset(request.dataset, root, data))
+    card = made[1] if made else None
     budget = attempt(lambda: Budget.parse(request.budget or (native_budget(name) if name else "none")))
     source = attempt(lambda: SOURCES[name.source]) if name and name.source else None
     if card and budget:
         attempt(lambda: budget.columns(card))
     family = request.backbone.partition(":")[0]
     known = attempt(lambda: BACKBONES[family]) if family else True
-    if not (name and entry and card and budget and known) or (name.source and not source):
+    if not (name and entry and made and card and budget and known) or (name.source and not source):
         return None
-    model = attempt(lambda: check_backbone(request.backbone or card.backbone, card, request.weights))
+    model = attempt(lambda: check_backbone(request.backbone or card.backbone, card, _initial(request, card)))
     for part in (entry, source):
         if part and model and hasattr(part.cls, "check_model"):
             attempt(partial(part.cls.check_model, model, card))
@@ -273,7 +313,7 @@ def _resolve(request: Request, problems: list[str]) -> _Cell | None:
     for settings in (config, source_config):
         if hasattr(settings, "check"):
             attempt(partial(settings.check, recipe))
-    return _Cell(entry, source, name, card, budget, recipe, config, source_config)
+    return _Cell(entry, source, name, made[0], card, budget, recipe, config, source_config)
 
 
 def _unused_settings(requests: list[Request]) -> Iterator[str]:
@@ -306,6 +346,8 @@ def _split_settings(settings: dict[str, str], host: str, source: str) -> tuple[d
     parts: tuple[dict[str, str], ...] = {}, {}, {}
     for key, value in settings.items():
         prefix, dot, rest = key.rpartition(".")
+        if prefix == "data":  # what pixels are read, not how is trained
+            continue
         if prefix == "recipe":
             parts[0][rest] = value
         elif not dot or prefix == host:

@@ -25,12 +25,12 @@ from .home import write_bytes
 from .metrics import Values
 from .spec import Attribute, Block, Recipe, RunSpec, method_label
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,\[\]-]*")
 
 
 def _name(value: str) -> str:
     if value and (not _NAME.fullmatch(value) or ".." in value):
-        raise ValueError("is not a name: letters, digits and _ . : + @ / , - only, and no '..'")
+        raise ValueError("is not a name: letters, digits and _ . : + @ / , [ ] - only, and no '..'")
     return value
 
 

@@ -95,15 +95,22 @@ class MethodEntry:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A registered dataset: its class and the cards of its variants (`""` is the default one)."""
+    """A registered dataset: its class and the cards of its variants (`""` is the default one).
+
+    `make` gives the card of a variant that is none of these, e.g. any pair of attributes, or None.
+    """
 
     name: str
     cls: type[Any]
     cards: dict[str, Card]
+    make: Callable[[str], Card | None] = lambda variant: None
 
     def card(self, variant: str) -> Card:
         """The card of one variant, or `UnknownName`."""
         if variant not in self.cards:
+            made = self.make(variant)
+            if made is not None:
+                return made
             known = [f"{self.name}:{v}" if v else self.name for v in self.cards]
             raise UnknownName("dataset variant", f"{self.name}:{variant}", known)
         return self.cards[variant]
@@ -167,11 +174,16 @@ def _check_config(what: str, config: type[Any]) -> None:
         raise UserError(f"{what}: config must be a dataclass with a default for every field")
 
 
-def dataset(name: str, cards: dict[str, Card]) -> Callable[[C], C]:
-    """Register a dataset class with `__init__(card)`, `source_key(root)` and `load(root) -> Splits`."""
+def dataset(
+    name: str, cards: dict[str, Card], make: Callable[[str], Card | None] = lambda variant: None
+) -> Callable[[C], C]:
+    """Register a dataset class with `__init__(card)`, `source_key(root)` and `load(root) -> Splits`.
+
+    `make` gives the cards of variants that are too many to list, and None for what is no variant.
+    """
 
     def register(cls: C) -> C:
-        DATASETS.add(name, DatasetEntry(name, cls, cards))
+        DATASETS.add(name, DatasetEntry(name, cls, cards, make))
         return cls
 
     return register

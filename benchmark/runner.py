@@ -321,7 +321,7 @@ def run(
     *,
     budget: str = "",
     backbone: str = "",
-    weights: str = "none",
+    weights: str = "",
     seed: int = 0,
     extra: str = "",
     root: str | Path | None = None,

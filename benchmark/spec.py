@@ -49,11 +49,29 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Source:
-    """A file that a dataset is made of: its name, MD5 of the official content, and where it can be fetched."""
+    """A file that a dataset is made of, and where it can be fetched; without `urls` it is fetched by hand.
+
+    `md5` is of the official content and `size` its bytes, where they are published; an archive is unpacked into `into`,
+    a folder below the data home.
+    """
 
     file: str
     md5: str = ""
-    url: str = ""
+    urls: tuple[str, ...] = ()
+    size: int = 0
+    into: str = ""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The deterministic part of a transform: steps on a decoded picture, and the (height, width) that it ends with.
+
+    Steps are separated by commas: `resize 256x256` (height x width, aspect not kept), `resize 224` (the short side),
+    `crop 224x224` (from the centre). No step leaves the picture as it is.
+    """
+
+    steps: str
+    image: tuple[int, int]
 
 
 Schedule = Literal["constant", "cosine"]
@@ -105,6 +123,32 @@ class Card:
     notes: tuple[str, ...] = ()
     params: dict[str, Any] = field(default_factory=dict)
     """Parameters of a generator, part of the card."""
+    sizes: dict[SplitName, int] = field(default_factory=dict)
+    """Images of a split whose group counts are not known beforehand."""
+    adaptable: bool = False
+    """Whether files in the same format with other counts are taken, under the name `NAME[custom]`."""
+    environments: tuple[str, ...] = ()
+    """Names of the training environments that come with the dataset."""
+    transforms: dict[str, Transform] = field(default_factory=dict)
+    """Transforms by name, the default one first; empty where pixels are not read from pictures."""
+    transform: str = ""
+    """The transform in use; empty: the default one."""
+    weights: str = "none"
+    """Initial weights of the default backbone."""
+    by_hand: str = ""
+    """Why no program may fetch it, and what to fetch by hand; empty where `sources` can be fetched."""
+    dtype: Literal["uint8", "float32"] = "uint8"
+    """What the store holds: pixels, or precomputed features."""
+
+    @property
+    def pixels(self) -> Transform:
+        """The transform in use."""
+        return self.transforms[self.transform or next(iter(self.transforms))]
+
+    def called(self, option: str) -> str:
+        """The card's name with one more option in its brackets: `waterbirds` becomes `waterbirds[custom]`."""
+        base, bracket, rest = self.name.partition("[")
+        return f"{base}[{rest[:-1]},{option}]" if bracket else f"{base}[{option}]"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,58 +1,65 @@
-"""The uint8 store: every image decoded once into a memory-mapped NHWC file beside its labels.
+"""The store: labels of a dataset variant, beside pools of pixels that were decoded once.
 
-A store lies under `$WORSTGROUP_HOME/data/store/` and is keyed by the dataset's sources, so that changed sources or a
-changed generator make a new store. It appears whole or not at all, and several processes may open it.
+A store lies under `$WORSTGROUP_HOME/data/store/`, keyed by its card and by the dataset's sources, so that changed
+sources or a changed generator make a new store. It appears whole or not at all, and several processes may open it.
+Variants that show the same pictures share their pools.
 """
 
 import hashlib
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from . import metrics
 from .errors import CorruptFile, MissingData
-from .home import data_home, lock, write_folder
+from .home import data_home, lock, write_bytes, write_folder
+from .pools import ImageSource, Report, ensure_pool, open_pool, pool_key, pool_path
 from .spec import SPLITS, Card, SplitName, digest
 
-VERSION = 1
-_CHUNK = 4096
-
-
-class ImageSource(Protocol):
-    """Decoded pixels of a split: `len()` images, and slices of them as uint8 (n, h, w, c). A NumPy array is one."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: slice, /) -> NDArray[np.uint8]: ...
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images, labels `y` (n,), attributes `a` (n, k), and the independent unit of each example (n,).
 
-    Examples that show the same object (one digit on several backgrounds) share a unit; intervals resample units.
+    Example i is image `rows[i]`, or image i without `rows`. Examples that show the same object (one digit on several
+    backgrounds) share a unit; intervals resample units. `env` (n,) numbers the training environments of the card.
     """
 
     images: ImageSource
     y: NDArray[np.int64]
     a: NDArray[np.int64]
     unit: NDArray[np.int64] | None = None
+    rows: NDArray[np.int64] | None = None
+    env: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
 
     def units(self) -> NDArray[np.int64]:
         """Unit of each example; by default each is its own."""
         return np.arange(len(self.y)) if self.unit is None else self.unit
+
+    def image_rows(self) -> NDArray[np.int64]:
+        """Row of each example in `images`."""
+        return np.arange(len(self.y)) if self.rows is None else self.rows
 
 
 Splits = dict[SplitName, Split]
 
 
 class Dataset(Protocol):
-    """What a dataset class offers, beside its cards."""
+    """What a dataset class offers, beside its cards.
+
+    It may have `describe(root) -> Card` where the card can only be known from the files, and `fetch()`, which is called
+    when they are missing and no folder was named.
+    """
 
     def __init__(self, card: Card) -> None: ...
 
@@ -61,111 +68,127 @@ class Dataset(Protocol):
         ...
 
     def load(self, root: Path | None) -> Splits:
-        """Read the official files; raises `MissingData` or `CorruptFile`."""
+        """Read the official files, pictures only when they are asked for; raises `MissingData` or `CorruptFile`."""
         ...
 
 
 class _Manifest(BaseModel):
-    """What a store says of itself: SHA-256 of its contents, sizes of its files, and the fingerprint of all of it."""
+    """What a store says of itself: its card, the SHA-256 of its labels, its pools, and the fingerprint of all of it."""
 
-    card: str
-    content: dict[str, str]
+    card: dict[str, Any]
+    labels: dict[SplitName, str]
+    pools: dict[SplitName, str]
     sizes: dict[str, int]
     fingerprint: str
 
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store: `fingerprint` identifies pixels and labels, `card` says what they mean."""
+    """An opened store: `fingerprint` identifies pixels and labels, `card` says what they mean.
+
+    `pools` names the pixel pool of each split.
+    """
 
     path: Path
     card: Card
     fingerprint: str
+    pools: dict[SplitName, str]
 
     def split(self, name: SplitName) -> Split:
         """Memory-mapped images and labels of one split."""
-        labels = np.load(self.path / f"{name}.labels.npz", allow_pickle=False)
-        images = np.load(self.path / f"{name}.images.npy", mmap_mode="c", allow_pickle=False)
-        return Split(images, labels["y"], labels["a"], labels["unit"])
+        with np.load(self.path / f"{name}.labels.npz", allow_pickle=False) as labels:
+            parts = {key: labels[key] for key in labels.files}
+        return Split(open_pool(self.pools[name]), **parts)
 
 
-def open_store(dataset: Dataset, card: Card, root: Path | None = None) -> Store:
-    """Open a dataset's store, building it first if need be.
+def open_store(
+    dataset: Dataset,
+    card: Card,
+    root: Path | None = None,
+    *,
+    strict: bool = False,
+    report: Report = lambda what, done, total: None,
+) -> Store:
+    """Open a dataset's store, building it first if need be; its card has the counts that were found.
 
-    Raises `MissingData` with what to put where, `CorruptFile` for files that are not what the card says.
+    Without `root` and with the files gone, a store that was built before is opened. Raises `MissingData` with what to
+    put where, `CorruptFile` for files that are not what the card says, `DiskError` for too small a disk.
     """
-    key = digest([card.name, _asset(card), dataset.source_key(root), VERSION])[:16]
-    path = data_home() / "store" / f"{card.name.replace(':', '_').replace('/', '-')}-{key}"
+    try:
+        source = dataset.source_key(root)
+    except MissingData:
+        store = None if root else prepared(card)
+        if store is not None:
+            return _strictly(store, card, strict)
+        if root is not None or not hasattr(dataset, "fetch"):
+            raise
+        dataset.fetch()
+        source = dataset.source_key(root)
+    path = data_home() / "store" / f"{_slug(card.name)}-{digest([card.name, _asset(card), source, VERSION])[:16]}"
     if not (path / "manifest.json").exists():
         with lock(path):
             if not (path / "manifest.json").exists():
-                splits = dataset.load(root)
-                check_counts(card, splits)
-                shutil.rmtree(path, ignore_errors=True)  # a folder without a manifest is no store
-                write_folder(path, _writer(splits, card))
-    return Store(path, card, _read_manifest(path).fingerprint)
+                _build(path, dataset.load(root), card, strict, report)
+    store = _open(path)
+    if any(not pool_path(key).is_dir() for key in store.pools.values()):
+        _ensure_pools(dataset.load(root), store.card, report)
+    _remember(path, card)
+    return _strictly(store, card, strict)
+
+
+def prepared(card: Card) -> Store | None:
+    """The store that was last opened for a card, if it is still whole."""
+    try:
+        path = data_home() / "store" / _latest(card).read_text()
+    except OSError:
+        return None
+    return _open(path) if (path / "manifest.json").exists() else None
 
 
 def check_counts(card: Card, splits: Splits) -> None:
     """Raise `CorruptFile` unless every split has exactly the group counts of the card."""
-    for name in SPLITS:
-        try:
-            group = metrics.group_index(splits[name].y, splits[name].a, card.shape)
-        except ValueError as error:
-            raise CorruptFile(f"{card.name}: the {name} split has a label or attribute outside {card.shape}") from error
-        found = tuple(int(n) for n in np.bincount(group, minlength=card.num_groups))
-        if name in card.counts and found != card.counts[name]:
-            raise CorruptFile(
-                f"{card.name}: the {name} split has group counts {found}, the card says {card.counts[name]}. "
-                "The files are not the official ones; replace them."
-            )
+    found_card(replace(card, adaptable=False), splits)
 
 
-def _asset(card: Card) -> list[Any]:
-    """What of a card decides the stored bytes."""
-    return [card.classes, [asdict(attribute) for attribute in card.attributes], card.image, card.params]
+def found_card(card: Card, splits: Splits, strict: bool = False) -> Card:
+    """The card with the group counts of these splits.
+
+    Where they are not the official ones it is called `NAME[custom]`. Raises `CorruptFile` for other counts when they
+    may not differ, for labels outside the card, and for an empty split.
+    """
+    counts = {name: _counts(card, name, splits[name]) for name in SPLITS}
+    wrong = [
+        f"the {name} split has group counts {found}, the card says {card.counts[name]}"
+        for name, found in counts.items()
+        if name in card.counts and found != card.counts[name]
+    ] + [
+        f"the {name} split has {sum(counts[name]):,} images, the card says {size:,}"
+        for name, size in card.sizes.items()
+        if sum(counts[name]) != size
+    ]
+    if not wrong:
+        return replace(card, counts=counts)
+    if strict or not card.adaptable:
+        advice = "Without --strict they are taken as a dataset of their own." if card.adaptable else "Replace them."
+        raise CorruptFile(f"{card.name}: {wrong[0]}. The files are not the official ones. {advice}")
+    attributes = tuple(replace(attribute, train_ratio=None) for attribute in card.attributes)
+    note = "Not the official files: the counts are those that were found."
+    return replace(
+        card, name=card.called("custom"), counts=counts, sizes={}, attributes=attributes, notes=(note, *card.notes)
+    )
 
 
-def _writer(splits: Splits, card: Card) -> Callable[[Path], None]:
-    def fill(folder: Path) -> None:
-        files = {}
-        for name in SPLITS:
-            split = splits[name]
-            files[f"{name}.images.npy"] = _write_images(folder / f"{name}.images.npy", split.images, card.image)
-            np.savez(folder / f"{name}.labels.npz", y=split.y, a=split.a, unit=split.units())
-            labels = b"".join(np.ascontiguousarray(part).tobytes() for part in (split.y, split.a, split.units()))
-            files[f"{name}.labels.npz"] = hashlib.sha256(labels).hexdigest()
-        sizes = {file: (folder / file).stat().st_size for file in files}
-        manifest = _Manifest(card=card.name, content=files, sizes=sizes, fingerprint=digest(files)[:16])
-        (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1))
-
-    return fill
+def splits_key(splits: Splits) -> str:
+    """Identity of splits whose images know their own: a `source_key` for datasets that read files."""
+    return digest({name: [split_hash(split), cast(Any, split.images).key] for name, split in splits.items()})
 
 
-def _write_images(path: Path, source: ImageSource, image: tuple[int, int, int]) -> str:
-    """Copy an image source into a .npy file chunk by chunk; returns the SHA-256 of the pixels."""
+def split_hash(split: Split) -> str:
+    """SHA-256 of everything of a split but its pixels."""
     content = hashlib.sha256()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(source), *image)}
-    with path.open("wb") as file:  # not through a memory map: on a full disk that ends in SIGBUS, not in an error
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(source), _CHUNK):
-            chunk = np.ascontiguousarray(source[start : start + _CHUNK], dtype=np.uint8)
-            if chunk.shape[1:] != image:
-                raise CorruptFile(f"{path.stem}: images of shape {chunk.shape[1:]}, the card says {image}")
-            file.write(chunk.data)
-            content.update(chunk.data)
+    for name, part in _labels(split).items():
+        content.update(name.encode() + np.ascontiguousarray(part, dtype=np.int64).tobytes())
     return content.hexdigest()
-
-
-def _read_manifest(path: Path) -> _Manifest:
-    try:
-        manifest = _Manifest.model_validate_json((path / "manifest.json").read_bytes())
-    except (ValidationError, OSError) as error:
-        raise CorruptFile(f"{path}: its manifest cannot be read; delete the folder, it is rebuilt.") from error
-    for name, size in manifest.sizes.items():
-        if not (path / name).is_file() or (path / name).stat().st_size != size:
-            raise CorruptFile(f"{path / name}: missing or truncated; delete the folder, it is rebuilt.")
-    return manifest
 
 
 def search(relative: str, root: Path | None, *, what: str) -> list[Path]:
@@ -176,3 +199,99 @@ def search(relative: str, root: Path | None, *, what: str) -> list[Path]:
         raise MissingData(f"{what}: --root {root} is not a folder")
     places = [root] if root is not None else [data_home(), Path(__file__).parents[2] / "shared" / "data"]
     return [folder for place in places for folder in (place / relative, place) if folder.is_dir()]
+
+
+# ---------------------------------------------------------------------------------------------------------- inside
+
+
+def _asset(card: Card) -> list[Any]:
+    """What of a card decides what is stored."""
+    attributes = [asdict(attribute) for attribute in card.attributes]
+    pixels = asdict(card.pixels) if card.transforms else None
+    return [card.classes, attributes, card.image, card.dtype, pixels, card.environments, card.params]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+
+
+def _latest(card: Card) -> Path:
+    """The note of which store was last opened for a card."""
+    return data_home() / "store" / f"{_slug(card.name)}-{digest([card.name, _asset(card), VERSION])[:16]}.latest"
+
+
+def _remember(path: Path, card: Card) -> None:
+    note = _latest(card)
+    if not note.exists() or note.read_text() != path.name:
+        write_bytes(note, path.name.encode())
+
+
+def _strictly(store: Store, card: Card, strict: bool) -> Store:
+    """The store; raises `CorruptFile` when only official files will do and these are not."""
+    if strict and store.card.name != card.name:
+        raise CorruptFile(
+            f"{card.name}: the files are not the official ones, they make {store.card.name}. "
+            "Without --strict they are taken as a dataset of their own."
+        )
+    return store
+
+
+def _counts(card: Card, name: SplitName, split: Split) -> tuple[int, ...]:
+    if len(split) == 0:
+        raise CorruptFile(f"{card.name}: the {name} split is empty")
+    try:
+        group = metrics.group_index(split.y, split.a, card.shape)
+    except ValueError as error:
+        raise CorruptFile(f"{card.name}: the {name} split has a label or attribute outside {card.shape}") from error
+    return tuple(int(n) for n in np.bincount(group, minlength=card.num_groups))
+
+
+def _labels(split: Split) -> dict[str, NDArray[np.int64]]:
+    parts = {"y": split.y, "a": split.a, "unit": split.units(), "rows": split.rows, "env": split.env}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _ensure_pools(splits: Splits, card: Card, report: Report) -> dict[SplitName, str]:
+    """Build the pools of all splits that lack theirs; the key of each split's."""
+    keys: dict[int, str] = {}
+    pools: dict[SplitName, str] = {}
+    for name in SPLITS:
+        images = splits[name].images
+        if id(images) not in keys:
+            keys[id(images)] = pool_key(images, card.image, card.dtype)
+            ensure_pool(images, keys[id(images)], card.image, card.dtype, card.name, report)
+        pools[name] = keys[id(images)]
+    return pools
+
+
+def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report) -> None:
+    card = found_card(card, splits, strict)
+    pools = _ensure_pools(splits, card, report)
+
+    def fill(folder: Path) -> None:
+        for name in SPLITS:
+            np.savez(folder / f"{name}.labels.npz", **cast(Any, _labels(splits[name])))
+        files = [f"{name}.labels.npz" for name in SPLITS]
+        labels: dict[SplitName, str] = {name: split_hash(splits[name]) for name in SPLITS}
+        manifest = _Manifest(
+            card=asdict(card),
+            labels=labels,
+            pools=pools,
+            sizes={file: (folder / file).stat().st_size for file in files},
+            fingerprint=digest([labels, pools])[:16],
+        )
+        (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+
+    write_folder(path, fill)
+
+
+def _open(path: Path) -> Store:
+    try:
+        manifest = _Manifest.model_validate_json((path / "manifest.json").read_bytes())
+        card = TypeAdapter(Card).validate_python(manifest.card)
+    except (ValidationError, OSError) as error:
+        raise CorruptFile(f"{path}: its manifest cannot be read; delete the folder, it is rebuilt.") from error
+    for name, size in manifest.sizes.items():
+        if not (path / name).is_file() or (path / name).stat().st_size != size:
+            raise CorruptFile(f"{path / name}: missing or truncated; delete the folder, it is rebuilt.")
+    return Store(path, card, manifest.fingerprint, manifest.pools)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from ..benchmark.registry import dataset
 from ..benchmark.spec import Attribute, Card, Recipe, Source, SplitName
 from ..benchmark.store import Split, Splits
-from .idx import MIRROR, MNIST, Digits, find_mnist, mnist_key, read_mnist
+from .idx import MIRROR, MNIST, Digits, fetch_mnist, find_mnist, mnist_key, read_mnist
 
-_SOURCES = tuple(Source(f"{name}.gz", packed, f"{MIRROR}{name}.gz") for name, (packed, _) in MNIST.items())
+_SOURCES = tuple(Source(f"{name}.gz", packed, (f"{MIRROR}{name}.gz",)) for name, (packed, _) in MNIST.items())
 
 BIN99 = Card(
     name="cmnist:bin99",
@@ -103,6 +103,10 @@ class ColoredMNIST:
     def source_key(self, root: Path | None) -> str:
         """Key of the four MNIST files; raises `MissingData` when they are not there."""
         return mnist_key(find_mnist(root))
+
+    def fetch(self) -> None:
+        """Fetch the four MNIST files into the data home; raises `MissingData` when that fails."""
+        fetch_mnist()
 
     def load(self, root: Path | None) -> Splits:
         """Read the MNIST files and colour them; raises `MissingData` or `CorruptFile`."""

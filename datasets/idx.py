@@ -131,14 +131,11 @@ def _unpack(path: Path) -> bytes:
 
 
 def find_mnist(root: Path | None) -> dict[str, Path]:
-    """Find the four files, each as `NAME.gz` or `NAME`, in one folder; fetch them when no `root` is given.
+    """Find the four files, each as `NAME.gz` or `NAME`, in one folder.
 
     Raises `MissingData` that says what to put where.
     """
     found = _look(root)
-    if not found and root is None:
-        with lock(data_home() / "mnist"):
-            found = _look(root) or fetch_mnist()
     if not found:
         raise MissingData(_advice(root))
     return found
@@ -151,6 +148,11 @@ def fetch_mnist() -> dict[str, Path]:
     that already lie in the folder are no obstacle.
     """
     target = data_home() / "mnist" / "MNIST" / "raw"
+    with lock(data_home() / "mnist"):
+        return _look(None) or _fetch(target)
+
+
+def _fetch(target: Path) -> dict[str, Path]:
     fetched = {name: target / f"{name}.gz" for name in MNIST}
     try:
         with disk_errors(target):

@@ -1,0 +1,169 @@
+"""Pixel pools: every picture of a dataset decoded once into one memory-mapped .npy file, shared by all its variants.
+
+A pool lies under `$WORSTGROUP_HOME/data/pixels/` and is keyed by what its pixels are made from. It is written chunk by
+chunk into a temporary folder with the SHA-256 of each chunk beside it, so that a killed build goes on where it stopped,
+and appears under its name when it is whole.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from .errors import CorruptFile, DiskError
+from .home import TEMPORARY, data_home, disk_errors, lock, write_bytes
+from .spec import digest
+
+VERSION = 1
+CHUNK_BYTES = 2**25
+SPARE_BYTES = 2**26
+"""Disk space that must be left beside a new pool, for labels and records."""
+
+Report = Callable[[str, int, int], None]
+"""Told (what, done, total) while pictures are decoded."""
+IMAGES, WHOLE, _JOURNAL = "images.npy", "pool.json", "chunks.txt"
+
+
+class ImageSource(Protocol):
+    """Decoded pixels: `len()` images, and slices of them as (n, h, w, c). A NumPy array is one.
+
+    A source that knows its identity without decoding has an attribute `key`.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice, /) -> NDArray[Any]: ...
+
+
+class _Manifest(BaseModel):
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: list[str]
+
+
+def pool_key(source: ImageSource, image: tuple[int, ...], dtype: str) -> str:
+    """Identity of a source's pixels: what it says itself, else the SHA-256 of all of them."""
+    own = getattr(source, "key", None)
+    if own is None:
+        content = hashlib.sha256()
+        step = _chunk(image, dtype)
+        for start in range(0, len(source), step):
+            content.update(np.ascontiguousarray(source[start : start + step], dtype=dtype).data)
+        own = content.hexdigest()
+    return digest([VERSION, own, len(source), image, dtype])[:24]
+
+
+def ensure_pool(source: ImageSource, key: str, image: tuple[int, ...], dtype: str, what: str, report: Report) -> Path:
+    """The folder of a pool, which is built first if need be; raises `CorruptFile` or `DiskError`."""
+    path = pool_path(key)
+    if not (path / WHOLE).exists():
+        with lock(path):
+            if not (path / WHOLE).exists():
+                _build(path, source, (len(source), *image), dtype, what, report)
+    return path
+
+
+def pool_path(key: str) -> Path:
+    """Where a pool lies."""
+    return data_home() / "pixels" / key
+
+
+def open_pool(key: str) -> NDArray[Any]:
+    """Memory-mapped images (n, h, w, c); writes to them do not reach the file. Raises `CorruptFile`."""
+    path = pool_path(key)
+    try:
+        manifest = _Manifest.model_validate_json((path / WHOLE).read_bytes())
+        images = np.load(path / IMAGES, mmap_mode="c", allow_pickle=False)
+    except (ValidationError, OSError, ValueError) as error:
+        raise CorruptFile(f"{path}: not a whole pool of pixels; delete the folder, it is rebuilt.") from error
+    if images.shape != manifest.shape or str(images.dtype) != manifest.dtype:
+        raise CorruptFile(f"{path / IMAGES}: not what {WHOLE} says; delete the folder, it is rebuilt.")
+    return cast(NDArray[Any], images)
+
+
+def _chunk(image: tuple[int, ...], dtype: str) -> int:
+    """Images of a chunk."""
+    return max(1, CHUNK_BYTES // (int(np.prod(image)) * np.dtype(dtype).itemsize))
+
+
+def _build(path: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, what: str, report: Report) -> None:
+    """Write the pool; a build that was killed left its chunks, one that failed leaves nothing."""
+    work = path.with_name(f"{TEMPORARY}{path.name}")
+    with disk_errors(path):
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            _check_space(work, int(np.prod(shape)) * np.dtype(dtype).itemsize, what)
+            chunks = _write(work, source, shape, dtype, what, report)
+            manifest = _Manifest(shape=shape, dtype=dtype, chunks=chunks)
+            (work / _JOURNAL).unlink()
+            write_bytes(work / WHOLE, manifest.model_dump_json().encode())
+            shutil.rmtree(path, ignore_errors=True)  # a folder without a manifest is no pool
+            work.replace(path)
+        except Exception:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def _check_space(work: Path, need: int, what: str) -> None:
+    """Raise `DiskError` before anything is written when the disk is too small for what is still to be written."""
+    need -= (work / IMAGES).stat().st_size if (work / IMAGES).exists() else 0
+    free = shutil.disk_usage(work).free
+    if need + SPARE_BYTES > free:
+        raise DiskError(
+            f"{what}: its pixels need {need / 2**30:.2f} GiB in {data_home()}, which has {free / 2**30:.2f} GiB free. "
+            "Free some space, or set WORSTGROUP_HOME to a folder on a larger disk."
+        )
+
+
+def _write(work: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, what: str, report: Report) -> list[str]:
+    """Write all chunks that are not there yet; returns the SHA-256 of every chunk.
+
+    Not through a memory map: on a full disk that ends in SIGBUS, not in an error.
+    """
+    step, size = _chunk(shape[1:], dtype), int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+    journal = work / _JOURNAL
+    with (work / IMAGES).open("r+b" if (work / IMAGES).exists() else "w+b") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        )
+        file.flush()
+        known = journal.read_text().split() if journal.exists() else []
+        chunks: list[str] = []
+        for sha in known:
+            content = file.read(min(step, shape[0] - len(chunks) * step) * size)
+            if hashlib.sha256(content).hexdigest() != sha:
+                file.seek(-len(content), os.SEEK_CUR)
+                break
+            chunks.append(sha)
+        file.truncate()
+        journal.write_text("".join(f"{sha}\n" for sha in chunks))
+        with journal.open("a") as notes:
+            for start in range(len(chunks) * step, shape[0], step):
+                pixels = np.ascontiguousarray(source[start : start + step], dtype=dtype)
+                if pixels.shape[1:] != shape[1:]:
+                    raise CorruptFile(f"{what}: images of shape {pixels.shape[1:]}, the card says {shape[1:]}")
+                file.write(pixels.data)
+                file.flush()
+                chunks.append(hashlib.sha256(pixels.data).hexdigest())
+                notes.write(chunks[-1] + "\n")
+                notes.flush()
+                report(what, start + len(pixels), shape[0])
+        os.fsync(file.fileno())
+    return chunks
+
+
+def check_pool(key: str) -> str:
+    """What is wrong with a pool's bytes, empty when every chunk has the SHA-256 that it was written with."""
+    path = pool_path(key)
+    images = open_pool(key)
+    manifest = _Manifest.model_validate_json((path / WHOLE).read_bytes())
+    step = _chunk(images.shape[1:], manifest.dtype)
+    for n, sha in enumerate(manifest.chunks):
+        if hashlib.sha256(np.ascontiguousarray(images[n * step : (n + 1) * step]).data).hexdigest() != sha:
+            return f"{path / IMAGES}: images {n * step} to {(n + 1) * step} were altered; delete the folder"
+    return ""

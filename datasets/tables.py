@@ -1,0 +1,97 @@
+"""Tables beside pictures, and what all datasets that read files share.
+
+Every column is read as text and checked on use, so that a message can name the row and the value that is wrong.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..benchmark.errors import CorruptFile, MissingData
+from ..benchmark.spec import Card
+from ..benchmark.store import Splits, search, splits_key
+
+SPLIT_IDS = {"0": "train", "1": "val", "2": "test"}
+"""Split numbers of the group_DRO family of tables."""
+PICTURES = (".jpg", ".jpeg", ".png")
+
+
+class FileDataset:
+    """A dataset that reads files: its identity is that of its labels and of its pictures' content."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+
+    def source_key(self, root: Path | None) -> str:
+        """Identity of the files; raises `MissingData` when they are not there."""
+        return splits_key(self.load(root))
+
+    def load(self, root: Path | None) -> Splits:
+        """Read the tables; pictures are decoded when they are asked for."""
+        raise NotImplementedError
+
+
+def find_folder(what: str, names: Sequence[str], root: Path | None, marks: Sequence[str], advice: str) -> Path:
+    """The first folder that holds one of `marks` (relative paths): `root` itself, or one of `names` below it.
+
+    Without `root` it is searched for below the data home. Raises `MissingData` with `advice`.
+    """
+    seen = [folder for name in (*names, "") for folder in search(name, root, what=what)]
+    for folder in dict.fromkeys(seen):
+        if any((folder / mark).exists() for mark in marks):
+            return folder
+    looked = f"{root} (nor in {', '.join(names)} below it)" if root else f"any of {', '.join(names)} in the data home"
+    raise MissingData(f"{what}: there is no {' or '.join(marks)} in {looked}. {advice}")
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table of text with a header, separated by commas, tabs or blanks; the row index is the line number in the file.
+
+    Raises `CorruptFile` for an unreadable file, a missing column, a repeated one, and rows of another width.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path}: cannot be read as text: {error}") from error
+    lines = text.splitlines()
+    header = lines[0] if lines else ""
+    if "," in header:
+        rows = list(csv.reader(lines))
+    else:
+        rows = [line.split("\t") if "\t" in header else line.split() for line in lines]
+    rows = [[cell.strip() for cell in row] for row in rows]
+    names = rows[0] if rows else []
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise CorruptFile(f"{path}: has no column {', '.join(missing)}; its header is {header[:200]!r}")
+    if len(set(names)) < len(names):
+        raise CorruptFile(f"{path}: two columns have the same name; its header is {header[:200]!r}")
+    numbered = [(line, row) for line, row in enumerate(rows[1:], start=2) if any(row)]
+    for line, row in numbered:
+        if len(row) != len(names):
+            raise CorruptFile(f"{path}: line {line} has {len(row)} cells, the header {len(names)}")
+    if not numbered:
+        raise CorruptFile(f"{path}: has a header and no rows")
+    return pd.DataFrame([row for _, row in numbered], columns=names, index=[line for line, _ in numbered], dtype=str)
+
+
+def codes(table: pd.DataFrame, column: str, values: Mapping[str, int], path: Path) -> NDArray[np.int64]:
+    """The column's cells (n,) as numbers; raises `CorruptFile` that names the line of the first unknown cell."""
+    found = table[column].map(values)
+    if found.isna().any():
+        line = found.index[found.isna()][0]
+        known = ", ".join(values)
+        raise CorruptFile(f"{path}: line {line}: {column} is {table[column][line]!r}, it must be one of {known}")
+    return np.asarray(found, np.int64)
+
+
+def safe_path(folder: Path, name: str, where: str) -> Path:
+    """A file of the table below its folder; raises `CorruptFile` for a name that leads out of it."""
+    path = Path(name.lstrip("/"))
+    if ".." in path.parts or not path.parts:
+        raise CorruptFile(f"{where}: {name!r} is not a file below {folder}")
+    return folder / path
