@@ -18,8 +18,11 @@ from .home import data_home, write_bytes
 from .spec import Card, Transform, digest
 
 Draw = Callable[..., Image.Image]
-"""A pure function of opened pictures (one, or one and its masks) to one RGB picture; with `details`, the i-th of them is
-its last argument. Its name is part of the pixels' identity: a function that draws something else gets another name."""
+"""A pure function of opened pictures (one, or one and its masks) to one RGB picture.
+
+With `details`, the i-th of them is its last argument. Its name is part of the pixels' identity: a function that draws
+something else gets another name.
+"""
 
 
 def plain(picture: Image.Image) -> Image.Image:
@@ -30,8 +33,8 @@ def plain(picture: Image.Image) -> Image.Image:
 class Pictures:
     """Decoded pictures of files, each a uint8 (h, w, 3) after the transform.
 
-    `files` (n) are paths, or tuples of a path and those of its masks for `draw`, `details` (n) plain values for it, such
-    as an outline. `where(i)` says how the i-th is named in messages, e.g. by its row in a table.
+    `files` (n) are paths, or tuples of a path and those of its masks for `draw`; `details` (n) are plain values for it,
+    such as an outline. `where(i)` says how the i-th is named in messages, e.g. by its row in a table.
     """
 
     def __init__(
