@@ -19,7 +19,9 @@ from .benchmark.errors import UserError
 
 if TYPE_CHECKING:
     from .benchmark.planning import Plan, Request
+    from .benchmark.store import Store
     from .leaderboard.aggregate import Table
+    from .scaffold import Written
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,16 +92,21 @@ def run(
     jobs: Annotated[int, typer.Option(min=0, help="Worker processes. 0: 1 on a GPU, else one per core up to 4.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of a run. 0: cores over default workers.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: only this part of the runs.")] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse dataset files with other than the official counts.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""
     from .benchmark import executors
     from .benchmark.planning import plan
-    from .console import RunReporter
+    from .console import BuildReporter, RunReporter
 
     _load(plugin)
-    made = plan(_requests(suite, dataset, method, backbone, weights, budget, extra, seeds, set_), root)
+    requests = _requests(suite, dataset, method, backbone, weights, budget, extra, seeds, set_)
+    with _interruptible(), BuildReporter(err, quiet) as build:
+        made = plan(requests, root, strict=strict, report=build)
     if shard:
         made = executors.shard(made, shard)
     if dry_run:
@@ -129,7 +136,7 @@ def _interruptible() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         err.print(
-            "interrupted. Finished runs are kept; the same command goes on where this one stopped.", soft_wrap=True
+            "interrupted. What is finished is kept; the same command goes on where this one stopped.", soft_wrap=True
         )
         raise typer.Exit(130) from interrupt
 
@@ -247,14 +254,90 @@ def list_(
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A dataset, method, source, backbone, budget or suite.")],
+    images: Annotated[
+        bool, typer.Option("--images", help="Of a dataset: write a contact sheet, one row of pictures per group.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="The contact sheet's file. Default: ./NAME.png.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
     plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
 ) -> None:
-    """Show the card of one entry."""
+    """Show the card of one entry, or pictures of a dataset."""
     from . import listing
 
     _load(plugin)
+    if not images:
+        if output or root or set_:
+            raise UserError("--output, --root and --set go with --images")
+        out.print(listing.card(name), markup=False, highlight=False, soft_wrap=True)
+        return
+    from .contact_sheet import contact_sheet
 
-    out.print(listing.card(name), markup=False, highlight=False, soft_wrap=True)
+    store = _prepare(name, root, set_)
+    path = output or Path(f"{store.card.name.translate(str.maketrans('/:[],', '-----')).strip('-')}.png")
+    contact_sheet(store, path)
+    out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _prepare(name: str, root: Path | None, settings: list[str], **options: bool) -> "Store":
+    """A dataset's store, with a progress bar while it is built."""
+    from .benchmark.prepare import prepare
+    from .console import BuildReporter
+
+    with _interruptible(), BuildReporter(err) as report:
+        return prepare(name, root, settings=_data_settings(settings), report=report, **options)
+
+
+def _data_settings(settings: list[str]) -> dict[str, str]:
+    pairs = dict(_pair(text) for text in settings)
+    foreign = [key for key in pairs if not key.startswith("data.")]
+    if foreign:
+        raise UserError(f"--set {foreign[0]}: only data.size and data.transform belong here")
+    return {key.removeprefix("data."): value for key, value in pairs.items()}
+
+
+@app.command("prepare")
+def prepare_(
+    dataset: Annotated[str, typer.Argument(help="DATASET[:VARIANT].")],
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the official files.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch missing files, where the licence allows that.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse files with other than the official counts.")] = False,
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers the dataset.")] = [],  # noqa: B006
+) -> None:
+    """Find, fetch or explain a dataset's files, verify them and build its store of decoded pictures."""
+    from . import listing
+
+    _load(plugin)
+    store = _prepare(dataset, root, set_, download=download, strict=strict)
+    out.print(listing.prepared(store), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def embed(
+    dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT] of pictures.")],
+    backbone: Annotated[str, typer.Option(help="The frozen backbone.")],
+    output: Annotated[Path, typer.Option(help="The .npz to write.")],
+    weights: Annotated[str, typer.Option(help="imagenet1k_v1, imagenet1k_v2, or a file.")] = "none",
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
+) -> None:
+    """Write a frozen backbone's features of a dataset as embeddings, to train on with --dataset embeddings."""
+    from .benchmark.embed import export
+    from .console import BuildReporter
+
+    _load(plugin)
+    with _interruptible(), BuildReporter(err) as report:
+        export(dataset, output, backbone, weights, root=root, settings=_data_settings(set_), report=report)
+    out.print(
+        f"wrote {output}\nnext:\n  worstgroup run --dataset embeddings --root {output} --method erm,dfr",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -333,7 +416,18 @@ def new_method(name: Annotated[str, typer.Argument(help="Lowercase letters, digi
     """Write a working method to start from: into methods/ in a checkout, else into this folder."""
     from . import scaffold
 
-    written = scaffold.new_method(name, Path.cwd())
+    _print_written(scaffold.new_method(name, Path.cwd()))
+
+
+@app.command("new-dataset")
+def new_dataset(name: Annotated[str, typer.Argument(help="Lowercase letters, digits, - and _.")]) -> None:
+    """Write a working reader of your pictures to start from: into datasets/ in a checkout, else into this folder."""
+    from . import scaffold
+
+    _print_written(scaffold.new_dataset(name, Path.cwd()))
+
+
+def _print_written(written: "Written") -> None:
     for line in (f"wrote {written.path}", "next:", *(f"  {command}" for command in written.commands)):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 

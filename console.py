@@ -1,10 +1,19 @@
 """What long work shows: a progress bar with time left on a terminal, plain lines elsewhere, nothing when quiet."""
 
+import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from .benchmark.record import RunRecord
 from .benchmark.spec import RunSpec
@@ -65,3 +74,37 @@ class RunReporter:
     def _say(self, line: str) -> None:
         if not self.quiet:
             self._bars.console.print(line, highlight=False, soft_wrap=True)
+
+
+class BuildReporter:
+    """Reports pictures being decoded and files being fetched; a context manager, called with (what, done, total)."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+        self._started: dict[str, tuple[TaskID, float]] = {}
+
+    def __enter__(self) -> "BuildReporter":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Move the bar of one thing; a line when it is done."""
+        if what not in self._started:
+            self._started[what] = self._bars.add_task(escape(what), total=total or None), time.monotonic()
+        task, start = self._started[what]
+        self._bars.update(task, completed=done, total=total or None)
+        if total and done >= total:
+            self._bars.remove_task(task)
+            del self._started[what]
+            if not self.quiet:
+                seconds = time.monotonic() - start
+                self._bars.console.print(
+                    f"{escape(what)}: {total:,} in {seconds:.1f} s", highlight=False, soft_wrap=True
+                )

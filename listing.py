@@ -12,8 +12,11 @@ from .benchmark.budget import RUNGS, Budget, Requires
 from .benchmark.errors import UnknownName
 from .benchmark.home import runs_home
 from .benchmark.planning import entries_fingerprint, find_card, read_suite, suite_names
+from .benchmark.pools import open_pool
 from .benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
 from .benchmark.spec import PSEUDO, Card
+from .benchmark.store import Store
+from .benchmark.store import prepared as prepared_store
 
 
 def table(kind: str, *, stale: bool = False) -> rich.table.Table:
@@ -39,9 +42,10 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
     if kind == "datasets":
         cards = [card for name in DATASETS for card in DATASETS[name].cards.values()]
         shown = [
-            (card.name, " x ".join(map(str, card.shape)), "x".join(map(str, card.image)), card.title) for card in cards
+            (card.name, " x ".join(map(str, card.shape)), "x".join(map(str, card.image)), state(card), card.title)
+            for card in cards
         ]
-        return _table(("dataset", "classes x values", "image", "title"), shown)
+        return _table(("dataset", "classes x values", "image", "ready", "title"), shown)
     if kind == "backbones":
         found = [(name, ", ".join(BACKBONES[name].weights), BACKBONES[name].summary) for name in BACKBONES]
         return _table(("backbone", "weights", "what it is"), found)
@@ -53,6 +57,43 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
     if kind == "suites":
         return _table(("suite", "what it runs"), [(name, read_suite(name).summary) for name in suite_names()])
     return _runs(stale)
+
+
+def state(card: Card) -> str:
+    """Whether a dataset can be run on at once, and if not, how one gets it."""
+    if prepared_store(card) is not None:
+        return "ready"
+    if not (card.sources or card.by_hand):
+        return "built in" if not card.transforms else "--root DIR"
+    return "by hand" if card.by_hand else "prepare --download"
+
+
+def prepared(store: Store) -> str:
+    """What `prepare` made: groups with their counts, size and fingerprint."""
+    card = store.card
+    pools = {key: open_pool(key) for key in store.pools.values()}
+    images, size = sum(len(pool) for pool in pools.values()), sum(pool.nbytes for pool in pools.values())
+    lines = [
+        f"{card.name} is ready: {images:,} pictures of {'x'.join(map(str, card.image))}, {size / 2**20:,.1f} MiB",
+        f"store: {store.path}",
+        f"fingerprint: {store.fingerprint}",
+        *_groups(card),
+    ]
+    return "\n".join(lines)
+
+
+def _groups(card: Card) -> list[str]:
+    """A line per group with its counts."""
+    if not card.counts:
+        totals = ", ".join(f"{name} {size:,}" for name, size in card.sizes.items())
+        return [f"images: {totals}" if totals else "images: as many as the files hold"]
+    lines = [f"images per group ({' / '.join(card.counts)})"]
+    width = max(len(group) for group in card.group_names())
+    for g, group in enumerate(card.group_names()):
+        counts = [card.counts[name][g] for name in card.counts]
+        if any(counts):
+            lines.append(f"  {group:<{width}}  " + " / ".join(f"{n:,}" for n in counts))
+    return lines
 
 
 def _runs(stale: bool) -> rich.table.Table:
@@ -120,13 +161,17 @@ def _dataset(card: Card) -> str:
         pairs = [f"{attribute.values[v]} with {card.classes[y]}" for y, v in enumerate(attribute.aligned)]
         ratio = "" if attribute.train_ratio is None else f" on {100 * attribute.train_ratio:g} % of train"
         lines.append(f"attribute {attribute.name}: {', '.join(attribute.values)}; aligned: {', '.join(pairs)}{ratio}")
-    lines += [f"image: {' x '.join(map(str, card.image))}", "", "images per group (train / val / test)"]
-    for g, group in enumerate(card.group_names()):
-        lines.append(
-            f"  {group:<28} " + " / ".join(f"{card.counts[s][g]:,}" if s in card.counts else "-" for s in card.counts)
-        )
+    lines.append(f"image: {' x '.join(map(str, card.image))}")
+    for name, transform in card.transforms.items():
+        chosen = " (default)" if transform is card.pixels else ""
+        lines.append(f"transform {name}{chosen}: {transform.steps or 'none'}")
+    if card.environments:
+        lines.append(f"training environments: {', '.join(card.environments)}")
+    lines += ["", *_groups(card)]
     recipe = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(card.recipe).items())
-    lines += ["", f"default backbone: {card.backbone}", f"default recipe: {recipe}", f"licence: {card.licence}"]
+    lines += ["", f"default backbone: {card.backbone}, weights {card.weights}", f"default recipe: {recipe}"]
+    lines += [f"parameter {key}: {value}" for key, value in card.params.items()]
+    lines += [f"licence: {card.licence}", *([f"by hand: {card.by_hand}"] if card.by_hand else [])]
     lines += [f"citation: {card.citation}", *(f"source: {' '.join([s.file, *s.urls])}" for s in card.sources)]
     return "\n".join([*lines, *(f"note: {note}" for note in card.notes)])
 

@@ -1,4 +1,4 @@
-"""`worstgroup new-method`: a new method's file, which passes `worstgroup check` as it is."""
+"""`worstgroup new-method` and `new-dataset`: files to start from, which work as they are."""
 
 import keyword
 import re
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .benchmark.errors import UserError, require
 from .benchmark.home import write_bytes
-from .benchmark.registry import METHODS
+from .benchmark.registry import DATASETS, METHODS
 
 PACKAGE = Path(__file__).resolve().parent
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
@@ -73,8 +73,73 @@ class {cls}(Objective[Config]):
 '''
 
 
+DATASET_INSIDE = """\
+from ..benchmark.pictures import Pictures
+from ..benchmark.registry import dataset
+from ..benchmark.spec import Attribute, Card, Recipe, SplitName, Transform
+from ..benchmark.store import Split, Splits
+from .tables import FileDataset, codes, find_folder, read_table, safe_path"""
+
+DATASET_OUTSIDE = """\
+from worstgroup import Attribute, Card, Recipe, Split, Splits, dataset
+from worstgroup.benchmark.pictures import Pictures
+from worstgroup.benchmark.spec import SplitName, Transform
+from worstgroup.datasets.tables import FileDataset, codes, find_folder, read_table, safe_path"""
+
+DATASET_TEMPLATE = '''\
+"""{name}: pictures listed in a metadata.csv with the columns filename, split, y and place."""
+
+from pathlib import Path
+
+import numpy as np
+
+{imports}
+
+CARD = Card(
+    name="{name}",
+    title="Say here what the task is and what the shortcut",
+    classes=("landbird", "waterbird"),  # as they are spelt in the column y
+    attributes=(Attribute("place", ("land", "water"), aligned=(0, 1)),),  # its column's values; the one of each class
+    image=(224, 224, 3),
+    transforms={{"standard": Transform("resize 256x256, crop 224x224", (224, 224))}},
+    counts={{}},  # once they are known: images per group of each split, such as {{"train": (3498, 184, 56, 1057), ...}}
+    adaptable=True,  # files with other counts are taken, as {name}[custom]
+    licence="say who may use the pictures",
+    share_labels=False,  # whether the licence lets records carry labels
+    citation="say whom to cite",
+    by_hand="Put metadata.csv and the pictures that it names into one folder, and give --root FOLDER.",
+    recipe=Recipe(lr=1e-3, weight_decay=1e-4, batch_size=32, epochs=30, augment="crop+flip"),
+    backbone="resnet18",
+    weights="imagenet1k_v1",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+SPLITS: dict[SplitName, str] = {{"train": "train", "val": "val", "test": "test"}}
+"""A split's name in the column split."""
+
+
+@dataset("{name}", {{"": CARD}})
+class {cls}(FileDataset):
+    """One row per picture; pictures are decoded once, when the store is built."""
+
+    def load(self, root: Path | None) -> Splits:
+        """Read the table; raises `MissingData` or `CorruptFile`."""
+        folder = find_folder("{name}", ["{name}"], root, ["metadata.csv"], self.card.by_hand)
+        path = folder / "metadata.csv"
+        table = read_table(path, ["filename", "split", "y", "place"])
+        lines = table.index
+        files = [safe_path(folder, name, f"{{path}}: line {{line}}") for line, name in table["filename"].items()]
+        images = Pictures(files, self.card.pixels, where=lambda i: f"line {{lines[i]}} of {{path.name}}")
+        y = codes(table, "y", {{name: i for i, name in enumerate(self.card.classes)}}, path)
+        place = codes(table, "place", {{name: i for i, name in enumerate(self.card.attributes[0].values)}}, path)
+        split = codes(table, "split", {{text: i for i, text in enumerate(SPLITS.values())}}, path)
+        rows = [np.flatnonzero(split == i) for i in range(len(SPLITS))]
+        return {{name: Split(images, y[r], place[r][:, None], rows=r) for name, r in zip(SPLITS, rows, strict=True)}}
+'''
+
+
 class Written(NamedTuple):
-    """A new method's file, and the commands to type next."""
+    """A new entry's file, and the commands to type next."""
 
     path: Path
     commands: tuple[str, str]
@@ -85,25 +150,44 @@ def new_method(name: str, here: Path, package: Path = PACKAGE) -> Written:
 
     Raises `UserError` for a name that cannot be one or is taken, and never overwrites a file.
     """
+    require(name not in METHODS, f"method name {name!r} is taken; `worstgroup ls methods` lists all")
+    path, plugin = _write("method", name, here, package, TEMPLATE, (INSIDE, OUTSIDE))
+    run = f"worstgroup run --dataset digits2 --method erm,{name}{plugin}"
+    return Written(path, (f"worstgroup check {name}{plugin}", run))
+
+
+def new_dataset(name: str, here: Path, package: Path = PACKAGE) -> Written:
+    """Write a dataset's file into `datasets/` of the checkout that `here` lies in, else into `here`.
+
+    Raises `UserError` for a name that cannot be one or is taken, and never overwrites a file.
+    """
+    require(name not in DATASETS, f"dataset name {name!r} is taken; `worstgroup ls datasets` lists all")
+    path, plugin = _write("dataset", name, here, package, DATASET_TEMPLATE, (DATASET_INSIDE, DATASET_OUTSIDE))
+    shown = f"worstgroup show {name} --images --root FOLDER{plugin}"
+    return Written(path, (f"worstgroup prepare {name} --root FOLDER{plugin}", shown))
+
+
+def _write(
+    kind: str, name: str, here: Path, package: Path, template: str, imports: tuple[str, str]
+) -> tuple[Path, str]:
+    """Fill a template in; returns the file's path and the option that names it, which a checkout does not need."""
     module = name.replace("-", "_")
     require(
         NAME.fullmatch(name) is not None and not keyword.iskeyword(module),
-        f"method name {name!r}: write up to 40 lowercase letters, digits, - and _, beginning with a letter, "
+        f"{kind} name {name!r}: write up to 40 lowercase letters, digits, - and _, beginning with a letter, "
         "and no word of Python's own",
     )
-    require(name not in METHODS, f"method name {name!r} is taken; `worstgroup ls methods` lists all")
     checkout = in_checkout(here, package)
-    path = (package / "methods" if checkout else here) / f"{module}.py"
-    for there in (path, *((path.with_suffix(""),) if checkout else ())):  # a folder `methods/NAME` would win
+    path = (package / f"{kind}s" if checkout else here) / f"{module}.py"
+    for there in (path, *((path.with_suffix(""),) if checkout else ())):  # a folder of this name would win
         require(not there.exists(), f"{there} exists already; choose another name, or move it away")
     if not checkout and find_spec(module) is not None:
-        raise UserError(f"method name {name!r}: a file {module}.py would hide the Python module {module!r}")
-    imports = INSIDE if checkout else OUTSIDE
-    text = TEMPLATE.format(name=name, cls=class_name(name), imports=imports)
+        raise UserError(f"{kind} name {name!r}: a file {module}.py would hide the Python module {module!r}")
+    inside, outside = imports
+    cls = class_name(name, kind, template + inside + outside)
+    text = template.format(name=name, cls=cls, imports=inside if checkout else outside)
     write_bytes(path, text.encode())
-    plugin = "" if checkout else f" --plugin {path.name}"
-    run = f"worstgroup run --dataset digits2 --method erm,{name}{plugin}"
-    return Written(path, (f"worstgroup check {name}{plugin}", run))
+    return path, "" if checkout else f" --plugin {path.name}"
 
 
 def in_checkout(here: Path, package: Path) -> bool:
@@ -112,7 +196,7 @@ def in_checkout(here: Path, package: Path) -> bool:
     return inside and (package / "pyproject.toml").is_file() and (package / ".git").exists()
 
 
-def class_name(name: str) -> str:
-    """`sqrt-reweight` becomes `SqrtReweight`; names that the file uses already get `Method` behind them."""
+def class_name(name: str, kind: str = "method", text: str = TEMPLATE + INSIDE + OUTSIDE) -> str:
+    """`sqrt-reweight` becomes `SqrtReweight`; names that the file's text uses already get `Method` behind them."""
     camel = "".join(part.capitalize() for part in re.split("[-_]", name))
-    return f"{camel}Method" if re.search(rf"\b{camel}\b", INSIDE + OUTSIDE + TEMPLATE) else camel
+    return f"{camel}{kind.capitalize()}" if re.search(rf"\b{camel}\b", text) else camel

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -125,14 +125,20 @@ def check_backbone(name: str, card: Card, weights: str) -> Backbone:
     official = weights in BACKBONES[name.partition(":")[0]].weights and weights not in ("none", FILE)
     if official and channels != 3:
         raise UserError(f"{name}: weights {weights!r} are for images with 3 channels, these have {channels}")
+    # A suite asks for the same model a hundred times; a weights file is read anew, since it may change.
+    named = official or weights == "none"
+    build = BACKBONES[name.partition(":")[0]].build
+    arguments = (name, len(card.classes), channels, (height, width), "none" if official else weights)
+    return _checked(build, *arguments) if named else _checked.__wrapped__(build, *arguments)
+
+
+@lru_cache(maxsize=16)
+def _checked(
+    build: Callable[..., Any], name: str, num_classes: int, channels: int, image: tuple[int, int], weights: str
+) -> Backbone:
+    """A model that is built once per process; `build` is there to tell registries apart."""
     with torch.random.fork_rng(devices=[]):
-        return build_backbone(
-            name,
-            num_classes=len(card.classes),
-            in_channels=channels,
-            image=(height, width),
-            weights="none" if official else weights,
-        )
+        return build_backbone(name, num_classes=num_classes, in_channels=channels, image=image, weights=weights)
 
 
 def normalization(model: Backbone, card: Card) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,78 @@
+"""`worstgroup show DATASET --images`: a contact sheet, one row of pictures per group with its counts."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from .benchmark import metrics
+from .benchmark.errors import require
+from .benchmark.home import write_bytes
+from .benchmark.spec import SPLITS, SplitName
+from .benchmark.store import Store
+
+COLUMNS = 10
+SIDE, GAP, LABEL = 96, 4, 260
+_INK, _PALE, _PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
+
+
+def contact_sheet(store: Store, path: Path) -> None:
+    """Write a PNG with up to ten pictures of every group: of train, or of test where train has none.
+
+    Raises `UserError` for precomputed features, which are no pictures.
+    """
+    card = store.card
+    require(card.dtype == "uint8" and card.image[2] <= 3, f"{card.name} holds {card.dtype} features, no pictures")
+    height, width = (max(1, round(SIDE * side / max(card.image[:2]))) for side in card.image[:2])
+    rows = [g for g in range(card.num_groups) if any(card.counts[name][g] for name in SPLITS)]
+    size = (LABEL + COLUMNS * (width + GAP) + GAP, GAP + 40 + len(rows) * (height + GAP))
+    sheet = Image.new("RGB", size, _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    title, small = ImageFont.load_default(16), ImageFont.load_default(12)
+    pen.text((GAP, GAP), f"{card.name}: {card.title}", _INK, title)
+    pen.text((GAP, GAP + 22), "group, then images in train / val / test", _PALE, small)
+    for line, g in enumerate(rows):
+        top = GAP + 40 + line * (height + GAP)
+        pen.text((GAP, top + 4), _fitting(card.group_names()[g], title, LABEL - 2 * GAP), _INK, title)
+        counts = " / ".join(f"{card.counts[name][g]:,}" for name in SPLITS)
+        name: SplitName = "train" if card.counts["train"][g] else "test"
+        pen.text((GAP, top + 26), counts + (" (shown: test)" if name == "test" else ""), _PALE, small)
+        for column, picture in enumerate(_examples(store, name, g)):
+            shown = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+            sheet.paste(shown, (LABEL + column * (width + GAP), top))
+    write_bytes(path, _png(sheet))
+
+
+def _examples(store: Store, name: SplitName, g: int) -> list[NDArray[np.uint8]]:
+    """Up to ten pictures (h, w, 3) of a group, evenly spaced over the split."""
+    split = store.split(name)
+    members = np.flatnonzero(metrics.group_index(split.y, split.a, store.card.shape) == g)
+    chosen = members[np.linspace(0, len(members) - 1, min(COLUMNS, len(members))).astype(int)] if len(members) else []
+    images: Any = split.images
+    return [_rgb(np.asarray(images[row])) for row in split.image_rows()[chosen]]
+
+
+def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture of 1, 2 or 3 channels as red, green and blue."""
+    channels = image.shape[2]
+    if channels == 1:
+        return np.repeat(image, 3, axis=2)
+    return np.concatenate([image, np.zeros((*image.shape[:2], 3 - channels), np.uint8)], axis=2)
+
+
+def _fitting(text: str, font: Any, width: int) -> str:
+    """The text, cut with dots where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _png(sheet: Image.Image) -> bytes:
+    content = BytesIO()
+    sheet.save(content, "PNG")
+    return content.getvalue()
