@@ -132,7 +132,7 @@ def check_backbone(name: str, card: Card, weights: str) -> Backbone:
     return _checked(build, *arguments) if named else _checked.__wrapped__(build, *arguments)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _checked(
     build: Callable[..., Any], name: str, num_classes: int, channels: int, image: tuple[int, int], weights: str
 ) -> Backbone:

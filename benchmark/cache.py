@@ -12,7 +12,7 @@ from .home import TEMPORARY, artifacts_home, data_home, disk_errors, home, locks
 
 def contents() -> Iterator[tuple[str, int, int]]:
     """Name, number of files and bytes of every part of the home folder."""
-    parts = {"runs": runs_home(), "data/store": data_home() / "store"}
+    parts = {"runs": runs_home(), "data/store": data_home() / "store", "data/pixels": data_home() / "pixels"}
     parts |= {f"artifacts/{folder.name}": folder for folder in _folders(artifacts_home())}
     for name, folder in parts.items():
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
