@@ -4,6 +4,7 @@ Every column is read as text and checked on use, so that a message can name the 
 """
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -95,3 +96,26 @@ def safe_path(folder: Path, name: str, where: str) -> Path:
     if ".." in path.parts or not path.parts:
         raise CorruptFile(f"{where}: {name!r} is not a file below {folder}")
     return folder / path
+
+
+def list_folders(what: str, folder: Path, names: Sequence[str], advice: str) -> list[list[Path]]:
+    """The pictures in each of these folders below `folder`, sorted by name: every file system has an order of its own.
+
+    Raises `MissingData` with `advice` that names the folders without any picture.
+    """
+    found = [_pictures(folder / name) for name in names]
+    empty = [name for name, files in zip(names, found, strict=True) if not files]
+    if empty:
+        more = f" and {len(empty) - 8} more folders" if len(empty) > 8 else ""
+        raise MissingData(f"{what}: {folder} has no picture in {', '.join(empty[:8])}{more}. {advice}")
+    return found
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Sorted, without hidden files (`._x.png` is what macOS leaves in archives); none where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file())
+    except OSError:
+        return []
+    return [folder / name for name in names if name.lower().endswith(PICTURES) and not name.startswith(".")]
