@@ -197,7 +197,7 @@ def search(relative: str, root: Path | None, *, what: str) -> list[Path]:
     """
     if root is not None and not root.is_dir():
         raise MissingData(f"{what}: --root {root} is not a folder")
-    places = [root] if root is not None else [data_home(), Path(__file__).parents[2] / "shared" / "data"]
+    places = [root] if root is not None else [data_home(), Path(__file__).resolve().parents[2] / "shared" / "data"]
     return [folder for place in places for folder in (place / relative, place) if folder.is_dir()]
 
 

@@ -1,4 +1,4 @@
-"""The idx format, and the four MNIST files: where they may lie, how they are read, fetched and told apart.
+"""The idx format, and the families of four idx files (MNIST, Fashion-MNIST): found, read, fetched and told apart.
 
 idx is a big-endian magic number (2051 for pictures, 2049 for labels), the size of each axis as 32 bits, then the bytes.
 """
@@ -8,6 +8,7 @@ import hashlib
 import math
 import socket
 import zlib
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,30 +19,111 @@ from numpy.typing import NDArray
 
 from ..benchmark.errors import CorruptFile, MissingData
 from ..benchmark.home import TEMPORARY, data_home, disk_errors, lock
-from ..benchmark.spec import digest
+from ..benchmark.spec import Source, digest
 from ..benchmark.store import search
-
-MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-MNIST: dict[str, tuple[str, str]] = {
-    "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
-    "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
-    "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
-    "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
-}
-"""File name to the MD5 of the official .gz and of its unpacked content."""
-
-_AXES = {2049: 1, 2051: 3}
-_GZIP = b"\x1f\x8b"
-_FOLDERS = ("MNIST/raw", "raw", "")
-_REPLACE = "Replace it by the official file."
-_PATIENCE = 30.0
 
 
 class Digits(NamedTuple):
-    """Pictures (n, 28, 28) uint8 and their digits (n,) uint8, 0 to 9; both read-only."""
+    """Pictures (n, 28, 28) uint8 and their labels (n,) uint8, 0 to 9; both read-only."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Four idx files of 60,000 + 10,000 pictures of ten things: what they are called and where they may lie.
+
+    `files` are name, MD5 of the official .gz, MD5 of its content, and bytes of the .gz; `folder` lies in the data home,
+    `inner` are folders in it, the first one torchvision's; `sizes` are the pictures of each thing, train and t10k.
+    """
+
+    title: str
+    noun: str
+    folder: str
+    inner: tuple[str, ...]
+    mirrors: tuple[str, ...]
+    files: tuple[tuple[str, str, str, int], ...]
+    things: tuple[str, ...]
+    sizes: tuple[tuple[int, ...], tuple[int, ...]]
+    licence: str
+    citation: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the four files, without the ending .gz."""
+        return tuple(name for name, *_ in self.files)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where the four files can be fetched."""
+        return tuple(
+            Source(f"{name}.gz", packed, tuple(f"{mirror}{name}.gz" for mirror in self.mirrors), size)
+            for name, packed, _, size in self.files
+        )
+
+
+MNIST = Family(
+    title="MNIST",
+    noun="digit",
+    folder="mnist",
+    inner=("MNIST/raw", "raw", ""),
+    mirrors=(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    files=(
+        (
+            "train-images-idx3-ubyte",
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "6bbc9ace898e44ae57da46a324031adb",
+            9_912_422,
+        ),
+        ("train-labels-idx1-ubyte", "d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624", 28_881),
+        ("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea", 1_648_877),
+        ("t10k-labels-idx1-ubyte", "ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637", 4_542),
+    ),
+    things=tuple("0123456789"),
+    sizes=(
+        (5_923, 6_742, 5_958, 6_131, 5_842, 5_421, 5_918, 6_265, 5_851, 5_949),
+        (980, 1_135, 1_032, 1_010, 982, 892, 958, 1_028, 974, 1_009),
+    ),
+    licence="MNIST: commonly given as CC BY-SA 3.0 (LeCun, Cortes)",
+    citation=(
+        "LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, Proceedings of the "
+        "IEEE 1998 (MNIST)"
+    ),
+)
+
+FASHION = Family(
+    title="Fashion-MNIST",
+    noun="item",
+    folder="fashion-mnist",
+    inner=("FashionMNIST/raw", "FashionMNIST", "raw", ""),
+    mirrors=("https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",),
+    files=(
+        (
+            "train-images-idx3-ubyte",
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            26_421_880,
+        ),
+        ("train-labels-idx1-ubyte", "25c81989df183df01b3e8a0aad5dffbe", "9018921c3c673c538a1fc5bad174d6f9", 29_515),
+        ("t10k-images-idx3-ubyte", "bef4ecab320f06d8554ea6380940ec79", "8181f5470baa50b63fa0f6fddb340f0a", 4_422_102),
+        ("t10k-labels-idx1-ubyte", "bb300cfdad3c16e7a12a480ee83cd310", "15d484375f8d13e6eb1aabb0c3f46965", 5_148),
+    ),
+    things=("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    sizes=((6_000,) * 10, (1_000,) * 10),
+    licence="Fashion-MNIST: MIT (Zalando SE)",
+    citation=(
+        "Xiao, Rasul, Vollgraf: Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms, 2017"
+    ),
+)
+
+_AXES = {2049: 1, 2051: 3}
+_GZIP = b"\x1f\x8b"
+_REPLACE = "Replace it by the official file."
+_PATIENCE = 30.0
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -56,7 +138,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     magic = int.from_bytes(content[:4], "big")
     if len(content) < 4 or magic not in _AXES:
         raise CorruptFile(
-            f"{path}: not an idx file of MNIST: it starts with {content[:4].hex(' ') or 'nothing'}, "
+            f"{path}: not an idx file: it starts with {content[:4].hex(' ') or 'nothing'}, "
             f"not with the number 2049 (labels) or 2051 (pictures). {_REPLACE}"
         )
     start = 4 + 4 * _AXES[magic]
@@ -73,25 +155,29 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def read_mnist(files: dict[str, Path]) -> tuple[Digits, Digits]:
-    """Read the four files that `find_mnist` found: the train part, then the t10k part.
+def read_digits(files: dict[str, Path]) -> tuple[Digits, Digits]:
+    """Read the four files that `find_digits` found: the train part, then the t10k part.
 
     Raises `CorruptFile` when a file is broken, or pictures and labels do not belong together.
     """
     return _read_part(files, "train"), _read_part(files, "t10k")
 
 
-def mnist_key(files: dict[str, Path]) -> str:
-    """Identity of the four files by the MD5 of what lies on disk (0.03 s for the .gz, 0.1 s unpacked).
+def digits_key(family: Family, files: dict[str, Path]) -> str:
+    """Identity of the four files by MD5: of what lies on disk (0.1 s) or, where that is unknown, of its content.
 
-    The official files have one key, packed or not. A file with an unknown MD5, such as a re-packed .gz, counts by its
-    own; whether it holds the official digits is for the card's counts to say.
+    So the official files have one key, whether packed, unpacked or packed anew by a distribution. Others count by what
+    they hold; whether the official labels are in them is for the card's counts to say.
     """
     parts = []
-    for name, official in MNIST.items():
-        found = hashlib.md5(_content(files[name]), usedforsecurity=False).hexdigest()
-        parts.append(official[1] if found in official else found)
+    for name, packed, content, _ in family.files:
+        found = _md5(_content(files[name]))
+        parts.append(content if found in (packed, content) else _md5(_unpack(files[name])))
     return digest(parts)
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _read_part(files: dict[str, Path], part: str) -> Digits:
@@ -130,83 +216,83 @@ def _unpack(path: Path) -> bytes:
 # ---------------------------------------------------------------------------------------------------------- finding
 
 
-def find_mnist(root: Path | None) -> dict[str, Path]:
+def find_digits(family: Family, root: Path | None) -> dict[str, Path]:
     """Find the four files, each as `NAME.gz` or `NAME`, in one folder.
 
     Raises `MissingData` that says what to put where.
     """
-    found = _look(root)
+    found = _look(family, root)
     if not found:
-        raise MissingData(_advice(root))
+        raise MissingData(_advice(family, root))
     return found
 
 
-def fetch_mnist() -> dict[str, Path]:
-    """Fetch the four .gz into `$WORSTGROUP_HOME/data/mnist/MNIST/raw`; raises `MissingData` when that fails.
+def fetch_digits(family: Family) -> dict[str, Path]:
+    """Fetch the four .gz into the family's folder in the data home; raises `MissingData` when that fails.
 
     They arrive in a temporary folder and are renamed one by one, so that only whole files are ever found, and files
     that already lie in the folder are no obstacle.
     """
-    target = data_home() / "mnist" / "MNIST" / "raw"
-    with lock(data_home() / "mnist"):
-        return _look(None) or _fetch(target)
+    with lock(data_home() / family.folder):
+        return _look(family, None) or _fetch(family, data_home() / family.folder / family.inner[0])
 
 
-def _fetch(target: Path) -> dict[str, Path]:
-    fetched = {name: target / f"{name}.gz" for name in MNIST}
+def _fetch(family: Family, target: Path) -> dict[str, Path]:
+    fetched = {name: target / f"{name}.gz" for name in family.names}
     try:
         with disk_errors(target):
             data_home().mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=TEMPORARY, dir=data_home(), ignore_cleanup_errors=True) as temporary:
-                download(Path(temporary))
+                download(family, Path(temporary))
                 target.mkdir(parents=True, exist_ok=True)
                 for path in fetched.values():
-                    (Path(temporary) / "MNIST" / "raw" / path.name).replace(path)
+                    (Path(temporary) / family.inner[0] / path.name).replace(path)
     except (ImportError, OSError, RuntimeError, HTTPException) as error:
-        raise MissingData(_advice(None, reason=" ".join(str(error).split()))) from error
+        raise MissingData(_advice(family, None, reason=" ".join(str(error).split()))) from error
     return fetched
 
 
-def download(folder: Path) -> None:
-    """Let torchvision fetch MNIST into `folder/MNIST/raw` and check the MD5 of each file."""
-    from torchvision.datasets import MNIST as TorchvisionMNIST
+def download(family: Family, folder: Path) -> None:
+    """Let torchvision fetch a family into `folder/NAME/raw` and check the MD5 of each file."""
+    from torchvision import datasets
 
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE)  # torchvision sets none: behind a silent firewall it would wait for minutes
     try:
-        TorchvisionMNIST(folder, download=True)
+        getattr(datasets, family.inner[0].partition("/")[0])(folder, download=True)
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _folders(root: Path | None) -> list[Path]:
-    return [folder / inner for folder in search("mnist", root, what="MNIST") for inner in _FOLDERS]
+def _folders(family: Family, root: Path | None) -> list[Path]:
+    return [folder / inner for folder in search(family.folder, root, what=family.title) for inner in family.inner]
 
 
-def _present(folder: Path) -> dict[str, Path]:
+def _present(family: Family, folder: Path) -> dict[str, Path]:
     """Which of the four files lie in a folder; the .gz wins, as unpacking it may have been interrupted."""
     files = {}
-    for name in MNIST:
+    for name in family.names:
         path = next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
         if path:
             files[name] = path
     return files
 
 
-def _look(root: Path | None) -> dict[str, Path]:
-    complete = (files for files in map(_present, _folders(root)) if len(files) == len(MNIST))
-    return next(complete, {})
+def _look(family: Family, root: Path | None) -> dict[str, Path]:
+    found = (_present(family, folder) for folder in _folders(family, root))
+    return next((files for files in found if len(files) == len(family.names)), {})
 
 
-def _advice(root: Path | None, reason: str = "") -> str:
-    folder = root or data_home() / "mnist"
+def _advice(family: Family, root: Path | None, reason: str = "") -> str:
+    folder = root or data_home() / family.folder
     partial = [
-        f"{where} lacks {', '.join(name for name in MNIST if name not in files)}. "
-        for where in _folders(root)
-        if (files := _present(where))
+        f"{where} lacks {', '.join(name for name in family.names if name not in files)}. "
+        for where in _folders(family, root)
+        if (files := _present(family, where))
     ]
+    failed = f" and could not be fetched ({reason})" if reason else ""
     return (
-        f"MNIST is not on disk{f' and could not be fetched ({reason})' if reason else ''}. {''.join(partial)}"
-        f"Put these four files, each as it is or as .gz, into {folder}: {', '.join(MNIST)} (from {MIRROR}), "
+        f"{family.title} is not on disk{failed}. {''.join(partial)}Put these four files, each as it is or as .gz, into "
+        f"{folder}: {', '.join(family.names)} (from {family.mirrors[0]}), "
         f"or name {'another' if root else 'their'} folder: --root DIR."
     )

@@ -15,7 +15,7 @@ from ..benchmark.pictures import Pictures
 from ..benchmark.registry import dataset
 from ..benchmark.spec import SPLITS, Attribute, Card, Recipe, Source, SplitName, Transform
 from ..benchmark.store import Split, Splits
-from .idx import MIRROR, MNIST, Digits, fetch_mnist, find_mnist, mnist_key, read_mnist
+from .idx import MNIST, Digits, digits_key, fetch_digits, find_digits, read_digits
 from .tables import FileDataset, find_folder, list_folders
 
 _CITATION = (
@@ -159,16 +159,13 @@ MNIST_CARD = Card(
             *(397, 397, 397, 396, 396),
         ),
     },
-    licence="MNIST: commonly given as CC BY-SA 3.0 (LeCun, Cortes); the backgrounds are drawn here",
-    citation=(
-        f"{_CITATION}. LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, "
-        "Proceedings of the IEEE 1998 (MNIST)"
-    ),
+    licence=f"{MNIST.licence}; the backgrounds are drawn here",
+    citation=f"{_CITATION}. {MNIST.citation}",
     recipe=Recipe(optimizer="adam", lr=1e-3, weight_decay=1e-4, batch_size=128, epochs=10, schedule="cosine"),
     backbone="tiny_cnn",
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
-    sources=tuple(Source(f"{name}.gz", packed, (f"{MIRROR}{name}.gz",)) for name, (packed, _) in MNIST.items()),
+    sources=MNIST.sources,
     notes=(
         "Validation has the size of the original, 11,996, but not its pictures, which are a fixed list in SpuCo: it is "
         "drawn here within each digit.",
@@ -185,7 +182,7 @@ def load_mnist(card: Card, root: Path | None) -> Splits:
 
     Raises `MissingData` or `CorruptFile`.
     """
-    train, t10k = read_mnist(find_mnist(root))
+    train, t10k = read_digits(find_digits(MNIST, root))
     val, correlation, seed = (card.params[key] for key in ("val", "correlation", "seed"))
     if len(train.labels) <= val:
         raise CorruptFile(f"{card.name}: MNIST has {len(train.labels)} train digits, validation alone takes {val}")
@@ -263,12 +260,12 @@ class SpuCo(FileDataset):
 
     def source_key(self, root: Path | None) -> str:
         """Identity of the files; raises `MissingData` when they are not there."""
-        return super().source_key(root) if self.animals else mnist_key(find_mnist(root))
+        return super().source_key(root) if self.animals else digits_key(MNIST, find_digits(MNIST, root))
 
     def fetch(self) -> None:
         """Fetch MNIST; the animals no program may fetch, and `source_key` says what to do."""
         if not self.animals:
-            fetch_mnist()
+            fetch_digits(MNIST)
 
     def load(self, root: Path | None) -> Splits:
         """Read the variant's files; raises `MissingData` or `CorruptFile`."""

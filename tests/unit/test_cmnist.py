@@ -1,59 +1,56 @@
-import gzip
+"""Coloured MNIST and Fashion-MNIST with two classes: ExMap's, DomainBed's and IRM's variants."""
+
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from formats.idx import draw_strokes, idx_bytes, write_idx, write_mnist
-from worstgroup.benchmark.errors import CorruptFile, MissingData, UnknownName, UserError
+from formats.idx import draw_strokes, write_mnist
+from worstgroup.benchmark.errors import CorruptFile, UnknownName
 from worstgroup.benchmark.home import data_home
+from worstgroup.benchmark.pools import pool_path
 from worstgroup.benchmark.registry import DATASETS
-from worstgroup.benchmark.spec import SPLITS
-from worstgroup.benchmark.store import Store, open_store
+from worstgroup.benchmark.spec import SPLITS, Card, SplitName
+from worstgroup.benchmark.store import Split, Splits, Store, open_store
 from worstgroup.datasets import idx
-from worstgroup.datasets.cmnist import BIN99, ColoredMNIST, draw_colors, paint
+from worstgroup.datasets.cmnist import ColoredFashion, ColoredMNIST, domainbed, draw_colors, irm14
+from worstgroup.datasets.coloring import hold_out, paint
+from worstgroup.datasets.idx import FASHION, MNIST, Digits
 
 REAL = Path(__file__).parents[3] / "shared/data/mnist"
 real_mnist = pytest.mark.skipif(
     not (REAL / "MNIST/raw/train-images-idx3-ubyte.gz").exists(), reason=f"the real MNIST is not in {REAL}"
 )
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home; nothing may be fetched unless a test says how."""
-    monkeypatch.setenv("WORSTGROUP_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(idx, "download", lambda folder: pytest.fail("a test tried to download"))
-    return tmp_path / "home"
+BIN99, DOMAINBED, IRM14 = (DATASETS["cmnist"].card(variant) for variant in ("bin99", "domainbed", "irm14"))
+BOTH = pytest.mark.parametrize("name", ["cmnist", "cfmnist"])
+NOISY = pytest.mark.parametrize(("card", "make"), [(DOMAINBED, domainbed), (IRM14, irm14)], ids=["domainbed", "irm14"])
 
 
 @pytest.fixture
-def no_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the data folder that may lie beside this checkout."""
-    monkeypatch.setattr(idx, "search", lambda relative, root, *, what: [root or data_home() / relative])
-
-
-@pytest.fixture
-def real(tmp_path: Path) -> Iterator[Store]:
+def real() -> Iterator[Store]:
     yield open_store(ColoredMNIST(BIN99), BIN99, REAL)
     shutil.rmtree(data_home())  # 180 MB that pytest would keep
 
 
 def stores() -> list[Path]:
-    """What lies in the store folder beside the lock files."""
+    """The store folders, without the notes beside them."""
     folder = data_home() / "store"
-    return [path for path in folder.iterdir() if path.suffix != ".lock"] if folder.exists() else []
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.exists() else []
 
 
-# ---------------------------------------------------------------------------------------------------- the real MNIST
+def short(card: Card, train: int) -> Card:
+    """The card for a drawn MNIST: `train` examples before those that are cut off."""
+    return replace(card, params={**card.params, "train": train})
+
+
+# -------------------------------------------------------------------------------------------------------------- bin99
 
 
 @real_mnist
 def test_real_store_has_the_published_groups_and_pixels(real: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, t10k = idx.read_mnist(idx.find_mnist(REAL))
+    train, t10k = idx.read_digits(idx.find_digits(MNIST, REAL))
     digits = {
         "train": (train.images[:50_000], train.labels[:50_000]),
         "val": (train.images[50_000:], train.labels[50_000:]),
@@ -72,36 +69,138 @@ def test_real_store_has_the_published_groups_and_pixels(real: Store, monkeypatch
             assert np.array_equal(image[..., color[i]], pictures[i])
             assert not np.delete(image, color[i], axis=-1).any()
 
-    before = (real.path / "train.images.npy").stat().st_mtime_ns
+    pixels = pool_path(real.pools["train"]) / "images.npy"
+    before = pixels.stat().st_mtime_ns
     monkeypatch.setattr(ColoredMNIST, "load", lambda self, root: pytest.fail("the store was built again"))
     again = open_store(ColoredMNIST(BIN99), BIN99, REAL)
     assert (again.path, again.fingerprint) == (real.path, real.fingerprint)
-    assert (again.path / "train.images.npy").stat().st_mtime_ns == before
+    assert pixels.stat().st_mtime_ns == before
     assert stores() == [real.path]
 
 
-@real_mnist
-def test_unpacked_official_files_have_the_key_of_the_packed_ones(tmp_path: Path) -> None:
-    packed = idx.find_mnist(REAL)
-    for name, path in packed.items():
-        (tmp_path / name).write_bytes(gzip.decompress(path.read_bytes()))
-    unpacked = idx.find_mnist(tmp_path)
-    assert {path.suffix for path in unpacked.values()} == {""}
-    assert idx.mnist_key(unpacked) == idx.mnist_key(packed)
-    shutil.rmtree(tmp_path)
-
-
-# -------------------------------------------------------------------------------------------------------- generation
-
-
 @pytest.mark.parametrize("name", SPLITS)
-def test_drawn_colors_have_the_counts_of_the_card(name: str) -> None:
+def test_drawn_colors_have_the_counts_of_the_card(name: SplitName) -> None:
     """The draws depend only on the number of examples of each class, so no MNIST is needed to repeat them."""
-    counts = BIN99.counts[name]  # type: ignore[index]
+    counts = BIN99.counts[name]
     y = np.repeat([0, 1], [counts[0] + counts[1], counts[2] + counts[3]])
     np.random.default_rng(0).shuffle(y)
     color = draw_colors(y, BIN99.params["green"], BIN99.params["seed"])
     assert tuple(np.bincount(2 * y + color)) == counts
+
+
+def test_load_of_a_drawn_mnist(tmp_path: Path) -> None:
+    parts = write_mnist(tmp_path)
+    splits = ColoredMNIST(BIN99).load(tmp_path)
+    assert [len(splits[name].y) for name in SPLITS] == [200, 0, 50]
+    drawn: tuple[tuple[SplitName, str], ...] = (("train", "train"), ("test", "t10k"))
+    for name, part in drawn:
+        split, (digits, labels) = splits[name], parts[part]
+        assert np.array_equal(split.y, labels > 4)
+        assert split.a.shape == (len(labels), 1)
+        assert np.array_equal(np.asarray(split.images[: len(labels)]).max(axis=-1), digits)
+
+
+@pytest.mark.parametrize("cls", [ColoredMNIST, ColoredFashion])
+def test_foreign_files_are_refused_and_leave_no_store(tmp_path: Path, cls: type[ColoredMNIST]) -> None:
+    name = "cmnist" if cls is ColoredMNIST else "cfmnist"
+    write_mnist(tmp_path / "drawn")
+    card = short(DATASETS[name].card("bin99"), 150)
+    with pytest.raises(CorruptFile) as error:
+        open_store(cls(card), card, tmp_path / "drawn")
+    found = cls(card).load(tmp_path / "drawn")["train"]
+    assert str(tuple(int(n) for n in np.bincount(2 * found.y + found.a[:, 0]))) in str(error.value)
+    assert str(card.counts["train"]) in str(error.value)
+    assert stores() == []
+
+
+# --------------------------------------------------------------------------------------------------- domainbed, irm14
+
+
+def drawn_digits(n: int) -> Digits:
+    """n digits whose picture says which one it is: its first pixels are the bytes of its number."""
+    images = np.full((n, 28, 28), 255, np.uint8)
+    images[:, 0, 0], images[:, 0, 2] = np.arange(n) // 256, np.arange(n) % 256
+    return Digits(images, (np.arange(n) % 10).astype(np.uint8))
+
+
+def numbers(split: Split, column: int) -> list[int]:
+    """Which of the drawn digits a split shows; `column` is where its second byte lies."""
+    shown = np.asarray(split.images[: len(split.images)]).max(axis=-1)[split.image_rows()].astype(int)
+    return [int(n) for n in shown[:, 0, 0] * 256 + shown[:, 0, column]]
+
+
+def by_part(splits: Splits, flips: int) -> list[tuple[float, int]]:
+    """Share of unaligned examples and number of examples of each environment, validation left out."""
+    train, test = splits["train"], splits["test"]
+    assert train.env is not None
+    parts = [(train.y[train.env == e], train.a[train.env == e, 0]) for e in range(flips - 1)]
+    return [(float((y != color).mean()), len(y)) for y, color in [*parts, (test.y, test.a[:, 0])]]
+
+
+@NOISY
+def test_environments_have_their_correlations_and_label_noise(card: Card, make: type) -> None:
+    train, t10k = drawn_digits(6_000), drawn_digits(1_000)
+    splits = make(short(card, 5_000), train, t10k)
+    for (found, _), expected in zip(by_part(splits, 3), card.params["flip"], strict=True):
+        assert found == pytest.approx(expected, abs=0.03)
+    labels = np.concatenate([train.labels, t10k.labels])
+    clean = np.concatenate([labels[split.image_rows()] < 5 for split in splits.values()])
+    noisy = np.concatenate([split.y for split in splits.values()])
+    assert (clean != noisy).mean() == pytest.approx(0.25, abs=0.02)
+
+
+@NOISY
+def test_every_digit_is_shown_once_on_the_channel_of_its_colour(card: Card, make: type) -> None:
+    splits = make(short(card, 500), drawn_digits(600), drawn_digits(90))
+    column = 2 if card is DOMAINBED else 1  # IRM keeps every other pixel
+    seen = sorted(n for split in splits.values() for n in numbers(split, column))
+    assert seen == (sorted([*range(600), *range(90)]) if card is DOMAINBED else list(range(600)))
+    for split in splits.values():
+        images = np.asarray(split.images[: len(split.images)])[split.image_rows()]
+        assert images.shape[1:] == card.image
+        rows = np.arange(len(images))
+        assert (images[rows, 5, 5, split.a[:, 0]] == 255).all()
+        assert not images[rows, :, :, 1 - split.a[:, 0]].any()
+
+
+@NOISY
+def test_validation_is_a_fifth_of_each_class_of_each_environment(card: Card, make: type) -> None:
+    splits = make(short(card, 5_000), drawn_digits(6_000), drawn_digits(999))
+    assert splits["val"].env is None
+    assert len(splits["val"]) / (len(splits["train"]) + len(splits["val"])) == pytest.approx(0.2, abs=0.001)
+    assert splits["val"].y.mean() == pytest.approx(splits["train"].y.mean(), abs=0.005)
+    assert splits["train"].images is splits["val"].images is splits["test"].images
+
+
+def test_domainbed_deals_every_third_digit() -> None:
+    """23,334 / 23,333 / 23,333 of 70,000: the first environment gets what is left over."""
+    splits = domainbed(DOMAINBED, drawn_digits(60), drawn_digits(10))
+    train = splits["train"]
+    assert train.env is not None
+    order = np.random.RandomState(DOMAINBED.params["seed"]).permutation(70)
+    assert sorted(splits["test"].image_rows()) == sorted(order[2::3])
+    for e in (0, 1):
+        assert set(train.image_rows()[train.env == e]) <= set(order[e::3])
+
+
+def test_irm14_tests_on_the_digits_behind_the_cut() -> None:
+    splits = irm14(short(IRM14, 50), drawn_digits(60), drawn_digits(10))
+    assert splits["test"].image_rows().tolist() == list(range(50, 60))
+    assert splits["train"].images[:1].shape == (1, 14, 14, 2)
+
+
+@NOISY
+def test_draws_are_those_of_the_seed(card: Card, make: type) -> None:
+    def labels(seed: int) -> list[bytes]:
+        changed = replace(card, params={**card.params, "train": 500, "seed": seed})
+        splits = make(changed, drawn_digits(600), drawn_digits(90))
+        return [part.tobytes() for split in splits.values() for part in (split.y, split.a, split.image_rows())]
+
+    assert labels(0) == labels(0)
+    assert labels(0) != labels(1)
+
+
+# ------------------------------------------------------------------------------------------------------------ sharing
 
 
 def test_paint_fills_one_channel() -> None:
@@ -114,198 +213,46 @@ def test_paint_fills_one_channel() -> None:
         assert image.sum(dtype=int) == digit.sum(dtype=int)
 
 
-def test_load_of_a_drawn_mnist(tmp_path: Path) -> None:
-    parts = write_mnist(tmp_path)
-    splits = ColoredMNIST(BIN99).load(tmp_path)
-    assert [len(splits[name].y) for name in SPLITS] == [200, 0, 50]
-    for name, part in (("train", "train"), ("test", "t10k")):
-        split, (digits, labels) = splits[name], parts[part]
-        assert np.array_equal(split.y, labels > 4)
-        assert split.a.shape == (len(labels), 1)
-        assert np.array_equal(np.asarray(split.images[: len(labels)]).max(axis=-1), digits)
+def test_hold_out_takes_a_share_of_each_stratum_wherever_its_rows_lie() -> None:
+    strata = np.repeat([0, 1, -1], [40, 20, 100])
+    held = hold_out(strata, 0.25, np.random.RandomState(0))
+    assert np.bincount(strata[held], minlength=2).tolist() == [10, 5]
+    order = np.argsort(np.random.default_rng(0).permutation(len(strata)), kind="stable")
+    moved = hold_out(strata[order], 0.25, np.random.RandomState(0))
+    for stratum in (0, 1):  # the same positions within the stratum
+        assert np.array_equal(held[strata == stratum], moved[strata[order] == stratum])
 
 
-def test_card_is_consistent() -> None:
-    assert BIN99.group_names() == ["digit 0-4/red", "digit 0-4/green", "digit 5-9/red", "digit 5-9/green"]
-    assert {name: sum(counts) for name, counts in BIN99.counts.items()} == {"train": 50000, "val": 10000, "test": 10000}
-    assert [source.file for source in BIN99.sources] == [f"{name}.gz" for name in idx.MNIST]
+# -------------------------------------------------------------------------------------------------------------- cards
+
+
+@BOTH
+def test_cards_count_all_images(name: str) -> None:
+    sizes = {
+        variant: [sum(DATASETS[name].card(variant).counts[split]) for split in SPLITS]
+        for variant in ("bin99", "domainbed", "irm14")
+    }
+    assert sizes["bin99"] == [50_000, 10_000, 10_000]
+    assert sizes["irm14"] == [40_000, 10_000, 10_000]
+    assert sum(sizes["domainbed"]) == 70_000
+    assert sizes["domainbed"][2] == 23_333
+
+
+@BOTH
+def test_cards_name_what_is_shown(name: str) -> None:
+    family, noun = (MNIST, "digit") if name == "cmnist" else (FASHION, "item")
+    bin99, noisy = DATASETS[name].card("bin99"), DATASETS[name].card("domainbed")
+    assert bin99.group_names() == [f"{noun} {part}/{color}" for part in ("0-4", "5-9") for color in ("red", "green")]
+    assert noisy.classes == (f"{noun} 5-9", f"{noun} 0-4")
+    assert noisy.environments == ("+90%", "+80%")
+    assert DATASETS[name].card("irm14").environments == ("+80%", "+90%")
+    assert bin99.sources == family.sources
+    assert family.licence in bin99.licence
+    assert ("MIT" in bin99.licence) == (name == "cfmnist")
 
 
 def test_a_plain_name_offers_the_variants() -> None:
     entry = DATASETS["cmnist"]
     assert entry.cls is ColoredMNIST
-    assert entry.card("bin99") is BIN99
     with pytest.raises(UnknownName, match="cmnist:bin99"):
         entry.card("")
-
-
-# ------------------------------------------------------------------------------------------------------------ format
-
-
-@pytest.mark.parametrize("name", ["images", "images.gz"])
-def test_read_idx(tmp_path: Path, name: str) -> None:
-    images, labels = draw_strokes(12)
-    assert np.array_equal(idx.read_idx(write_idx(tmp_path / name, images)), images)
-    assert np.array_equal(idx.read_idx(write_idx(tmp_path / f"labels-{name}", labels)), labels)
-
-
-def test_a_gz_that_a_browser_unpacked_is_read(tmp_path: Path) -> None:
-    images, _ = draw_strokes(3)
-    (tmp_path / "images.gz").write_bytes(idx_bytes(images))
-    assert np.array_equal(idx.read_idx(tmp_path / "images.gz"), images)
-
-
-IMAGES = idx_bytes(draw_strokes(3)[0])
-PACKED = gzip.compress(IMAGES, mtime=0)
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "starts with nothing"),
-        (b"\x00\x00", "starts with 00 00"),
-        (b"<!DOCTYPE html>", "not an idx file"),
-        (b"\x00\x00\x0d\x03" + IMAGES[4:], "not an idx file"),
-        (IMAGES[:10], "truncated within its header, 10 of 16 bytes"),
-        (IMAGES[:-1], "truncated: its header declares 3x28x28 = 2352 bytes, 2351 follow"),
-        (IMAGES[:4] + (4).to_bytes(4, "big") + IMAGES[8:], "declares 4x28x28"),
-        (IMAGES[:4] + b"\xff" * 12 + IMAGES[16:], "truncated"),
-        (IMAGES + b"\x00", "too long: its header declares 3x28x28 = 2352 bytes, 2353 follow"),
-        (gzip.compress(IMAGES[:-1]), "2351 follow"),
-        (PACKED[: len(PACKED) // 2], "broken or truncated gzip"),
-        (PACKED[:5], "broken or truncated gzip"),
-        (PACKED[:40] + b"\x55" * 40 + PACKED[80:], "broken or truncated gzip"),
-        (PACKED[:-8] + b"\x00" * 8, "broken or truncated gzip"),
-        (PACKED + b"garbage", "broken or truncated gzip"),
-    ],
-)
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:
-    path = tmp_path / "train-images-idx3-ubyte.gz"
-    path.write_bytes(content)
-    with pytest.raises(CorruptFile) as error:
-        idx.read_idx(path)
-    assert str(path) in str(error.value)
-    assert says in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "array", "says"),
-    [
-        ("train-labels-idx1-ubyte", np.zeros(199, np.uint8), "200 pictures"),
-        ("train-labels-idx1-ubyte", np.full(200, 10, np.uint8), "labels from 0 to 9"),
-        ("t10k-labels-idx1-ubyte", draw_strokes(50)[0], "labels from 0 to 9"),
-        ("t10k-images-idx3-ubyte", np.zeros(50, np.uint8), "pictures of 28x28"),
-        ("t10k-images-idx3-ubyte", np.zeros((50, 14, 14), np.uint8), "pictures of 28x28"),
-    ],
-)
-def test_files_that_do_not_belong_together(tmp_path: Path, name: str, array: np.ndarray, says: str) -> None:
-    write_mnist(tmp_path)
-    path = write_idx(tmp_path / f"{name}.gz", array)
-    with pytest.raises(CorruptFile, match=says) as error:
-        ColoredMNIST(BIN99).load(tmp_path)
-    assert str(path) in str(error.value)
-
-
-def test_a_foreign_mnist_is_refused_and_leaves_no_store(tmp_path: Path) -> None:
-    write_mnist(tmp_path / "drawn")
-    with pytest.raises(CorruptFile) as error:
-        open_store(ColoredMNIST(BIN99), BIN99, tmp_path / "drawn")
-    found = ColoredMNIST(BIN99).load(tmp_path / "drawn")["train"]
-    assert str(tuple(int(n) for n in np.bincount(2 * found.y + found.a[:, 0]))) in str(error.value)
-    assert "(254, 25284, 24231, 231)" in str(error.value)
-    assert stores() == []
-
-
-# --------------------------------------------------------------------------------------------------- finding, fetching
-
-
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("folder", ["mnist/MNIST/raw", "MNIST/raw", "mnist/raw", "mnist", "raw", "."])
-def test_layouts_under_root(tmp_path: Path, folder: str, packed: bool) -> None:
-    write_mnist(tmp_path / "root" / folder, 10, 10, packed=packed)
-    files = idx.find_mnist(tmp_path / "root")
-    assert list(files) == list(idx.MNIST)
-    assert {path.parent for path in files.values()} == {tmp_path / "root" / folder}
-
-
-def test_home_comes_before_the_checkout(home: Path) -> None:
-    write_mnist(home / "data/mnist", 10, 10)
-    assert {path.parent for path in idx.find_mnist(None).values()} == {home / "data/mnist"}
-
-
-def test_packed_and_unpacked_files_may_be_mixed_and_the_packed_wins(tmp_path: Path) -> None:
-    write_mnist(tmp_path, 10, 10, packed=False)
-    packed = write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.zeros(10, np.uint8))
-    files = idx.find_mnist(tmp_path)
-    assert files["t10k-labels-idx1-ubyte"] == packed
-    assert files["train-images-idx3-ubyte"].suffix == ""
-
-
-def test_an_altered_file_has_another_key(tmp_path: Path) -> None:
-    write_mnist(tmp_path, 10, 10)
-    before = ColoredMNIST(BIN99).source_key(tmp_path)
-    assert ColoredMNIST(BIN99).source_key(tmp_path) == before
-    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.zeros(10, np.uint8))
-    assert ColoredMNIST(BIN99).source_key(tmp_path) != before
-
-
-def test_root_that_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match=r"--root .*nowhere is not a folder"):
-        ColoredMNIST(BIN99).source_key(tmp_path / "nowhere")
-
-
-def test_root_without_the_files_says_what_to_put_where(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    write_idx(root / "raw/t10k-labels-idx1-ubyte.gz", np.zeros(10, np.uint8))
-    with pytest.raises(MissingData) as error:
-        ColoredMNIST(BIN99).load(root)
-    message = str(error.value)
-    assert all(name in message for name in idx.MNIST)
-    assert f"into {root}:" in message
-    assert "--root" in message
-    assert f"{root / 'raw'} lacks train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte." in message
-
-
-@pytest.mark.usefixtures("no_checkout")
-def test_a_failed_fetch_says_why_and_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(folder: Path) -> None:
-        write_mnist(folder / "MNIST/raw", 10, 10)
-        raise RuntimeError("Error downloading train-images:\nTried the mirror, got:\nno route to host\n")
-
-    monkeypatch.setattr(idx, "download", fail)
-    with pytest.raises(MissingData) as error:
-        ColoredMNIST(BIN99).source_key(None)
-    message = str(error.value)
-    assert "could not be fetched (Error downloading train-images: Tried the mirror, got: no route to host)" in message
-    assert all(name in message for name in idx.MNIST)
-    assert f"into {home / 'data/mnist'}:" in message
-    assert "--root" in message
-    assert [path.name for path in (home / "data").rglob("*")] == []
-
-
-@pytest.mark.usefixtures("no_checkout")
-def test_a_full_disk_is_no_network_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(folder: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(idx, "download", fail)
-    with pytest.raises(UserError, match="no space left on the disk"):
-        idx.find_mnist(None)
-
-
-@pytest.mark.usefixtures("no_checkout")
-def test_a_fetch_completes_a_folder_that_holds_some_of_the_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = home / "data/mnist/MNIST/raw"
-    write_idx(raw / "t10k-labels-idx1-ubyte.gz", np.zeros(10, np.uint8))
-    monkeypatch.setattr(idx, "download", lambda folder: write_mnist(folder / "MNIST/raw", 10, 10))
-    files = idx.find_mnist(None)
-    assert files == {name: raw / f"{name}.gz" for name in idx.MNIST}
-    assert all(path.is_file() for path in files.values())
-    assert sorted(path.name for path in (home / "data").iterdir()) == ["mnist"]
-    monkeypatch.setattr(idx, "download", lambda folder: pytest.fail("fetched twice"))
-    assert idx.find_mnist(None) == files
-
-
-def test_importing_the_dataset_imports_no_torchvision() -> None:
-    code = "import sys, worstgroup.datasets.cmnist; sys.exit('torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

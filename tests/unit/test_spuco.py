@@ -172,7 +172,7 @@ def test_real_mnist_gives_the_counts_and_pixels_of_the_card() -> None:
     splits = SpuCo(MNIST_CARD).load(REAL)
     check_counts(MNIST_CARD, splits)
     assert [len(splits[name]) for name in SPLITS] == [48_004, 11_996, 10_000]
-    _, t10k = idx.read_mnist(idx.find_mnist(REAL))
+    _, t10k = idx.read_digits(idx.find_digits(idx.MNIST, REAL))
     test = splits["test"]
     assert np.array_equal(test.y, t10k.labels // 2)
     for i in range(20):
@@ -249,7 +249,7 @@ def test_a_mnist_that_is_too_small_or_foreign_is_refused(tmp_path: Path) -> None
 
 def test_the_key_of_mnist_is_that_of_its_files(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    assert SpuCo(MNIST_CARD).source_key(tmp_path) == idx.mnist_key(idx.find_mnist(tmp_path))
+    assert SpuCo(MNIST_CARD).source_key(tmp_path) == idx.digits_key(idx.MNIST, idx.find_digits(idx.MNIST, tmp_path))
 
 
 def test_halves_of_the_drawn_tree_are_those_of_the_cards() -> None:
