@@ -159,6 +159,7 @@ def _dataset(card: Card) -> str:
     lines = [f"dataset {card.name}", "", card.title, "", f"classes: {', '.join(card.classes)}"]
     for attribute in card.attributes:
         pairs = [f"{attribute.values[v]} with {card.classes[y]}" for y, v in enumerate(attribute.aligned)]
+        pairs = pairs or ["found in train"]
         ratio = "" if attribute.train_ratio is None else f" on {100 * attribute.train_ratio:g} % of train"
         lines.append(f"attribute {attribute.name}: {', '.join(attribute.values)}; aligned: {', '.join(pairs)}{ratio}")
     lines.append(f"image: {' x '.join(map(str, card.image))}")

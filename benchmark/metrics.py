@@ -91,6 +91,13 @@ def alignment_weights(
     return {v: count / int(n_train.sum()) for v, count in counts.items()}
 
 
+def lift(n_train: Counts, shape: Sequence[int], attribute: int) -> tuple[int, ...]:
+    """The value of one attribute that each class has more often than images at large: argmax of P(a|y) / P(a)."""
+    others = tuple(i for i in range(1, len(shape)) if i != attribute + 1)
+    table = n_train.reshape(shape).sum(axis=others)
+    return tuple(int(v) for v in (table / np.maximum(table.sum(0), 1)).argmax(1))  # P(y) is one factor for all values
+
+
 def whac_a_mole(
     accuracy: dict[tuple[int, ...], float], weights: dict[tuple[int, ...], float], names: Sequence[str]
 ) -> Values:

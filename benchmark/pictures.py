@@ -63,14 +63,14 @@ class Pictures:
         Hashing all files is remembered by their paths, sizes and times of change; raises `CorruptFile` for a missing
         one.
         """
-        with ThreadPoolExecutor(_cores()) as threads:
-            stats = list(threads.map(self._stat, range(len(self))))
-            seen = data_home() / "hashes" / digest([str(Path.cwd()), stats])[:24]
-            try:
-                content = seen.read_text()
-            except OSError:
+        stats = [self._stat(i) for i in range(len(self))]  # threads would take longer to hand over than to ask
+        seen = data_home() / "hashes" / digest([str(Path.cwd()), stats])[:24]
+        try:
+            content = seen.read_text()
+        except OSError:
+            with ThreadPoolExecutor(_cores()) as threads:
                 content = digest(list(threads.map(self._hash, range(len(self)))))
-                write_bytes(seen, content.encode())
+            write_bytes(seen, content.encode())
         drawn = f"{self.draw.__module__.rpartition('.')[2]}.{self.draw.__name__}"
         details = None if self.details is None else list(self.details)
         return digest(["pictures", self.transform.steps, self.transform.image, drawn, details, content])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,7 +80,7 @@ class Plan:
 
 class _SuiteBlock(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    dataset: str
+    dataset: str | list[str]
     methods: list[str]
     backbone: str = ""
     weights: str = ""
@@ -95,13 +96,14 @@ class Suite(BaseModel):
     blocks: list[_SuiteBlock]
 
     def requests(self) -> Iterator[Request]:
-        """One request per line and block."""
+        """One request per dataset and line of every block."""
         for block in self.blocks:
-            for line in block.methods:
+            settings = {key: str(value) for key, value in block.settings.items()}
+            datasets = [block.dataset] if isinstance(block.dataset, str) else block.dataset
+            for dataset, line in product(datasets, block.methods):
                 method, _, budget = line.partition(" ")
-                settings = {key: str(value) for key, value in block.settings.items()}
                 yield Request(
-                    block.dataset, method, budget.strip(), block.backbone, block.weights, tuple(self.seeds), settings
+                    dataset, method, budget.strip(), block.backbone, block.weights, tuple(self.seeds), settings
                 )
 
 

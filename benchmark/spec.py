@@ -39,7 +39,10 @@ def derive_seed(*parts: Any) -> int:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A spurious attribute: its values, the one aligned with each class, and the declared share of aligned images."""
+    """A spurious attribute: its values, the one aligned with each class, and the declared share of aligned images.
+
+    Where `aligned` is empty it is found in the files: the value that the class has more often than others (lift).
+    """
 
     name: str
     values: tuple[str, ...]

@@ -19,7 +19,7 @@ from . import metrics
 from .errors import CorruptFile, MissingData
 from .home import data_home, lock, write_bytes, write_folder
 from .pools import ImageSource, Report, ensure_pool, open_pool, pool_key, pool_path
-from .spec import SPLITS, Card, SplitName, digest
+from .spec import SPLITS, Attribute, Card, SplitName, digest
 
 VERSION = 2
 
@@ -151,12 +151,13 @@ def check_counts(card: Card, splits: Splits) -> None:
 
 
 def found_card(card: Card, splits: Splits, strict: bool = False) -> Card:
-    """The card with the group counts of these splits.
+    """The card with the group counts of these splits, and with alignments that only they tell.
 
-    Where they are not the official ones it is called `NAME[custom]`. Raises `CorruptFile` for other counts when they
+    Where these are not the official ones it is called `NAME[custom]`. Raises `CorruptFile` for other counts when they
     may not differ, for labels outside the card, and for an empty split.
     """
     counts = {name: _counts(card, name, splits[name]) for name in SPLITS}
+    card = replace(card, attributes=_aligned(card, counts["train"]))
     wrong = [
         f"the {name} split has group counts {found}, the card says {card.counts[name]}"
         for name, found in counts.items()
@@ -244,6 +245,14 @@ def _counts(card: Card, name: SplitName, split: Split) -> tuple[int, ...]:
     except ValueError as error:
         raise CorruptFile(f"{card.name}: the {name} split has a label or attribute outside {card.shape}") from error
     return tuple(int(n) for n in np.bincount(group, minlength=card.num_groups))
+
+
+def _aligned(card: Card, train: tuple[int, ...]) -> tuple[Attribute, ...]:
+    """The card's attributes; alignments that it does not declare are those of the train counts (G,)."""
+    return tuple(
+        attribute if attribute.aligned else replace(attribute, aligned=metrics.lift(np.array(train), card.shape, j))
+        for j, attribute in enumerate(card.attributes)
+    )
 
 
 def _labels(split: Split) -> dict[str, NDArray[np.int64]]:
