@@ -320,7 +320,9 @@ def embed(
     dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT] of pictures.")],
     backbone: Annotated[str, typer.Option(help="The frozen backbone.")],
     output: Annotated[Path, typer.Option(help="The .npz to write.")],
-    weights: Annotated[str, typer.Option(help="imagenet1k_v1, imagenet1k_v2, or a file.")] = "none",
+    weights: Annotated[
+        str, typer.Option(help="none, imagenet1k_v1, imagenet1k_v2, or a file. Default: the dataset's own.")
+    ] = "",
     root: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
     plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
@@ -331,7 +333,7 @@ def embed(
 
     _load(plugin)
     with _interruptible(), BuildReporter(err) as report:
-        export(dataset, output, backbone, weights, root=root, settings=_data_settings(set_), report=report)
+        export(dataset, root, backbone, weights, output, _data_settings(set_), report)
     out.print(
         f"wrote {output}\nnext:\n  worstgroup run --dataset embeddings --root {output} --method erm,dfr",
         markup=False,

@@ -41,10 +41,7 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
         )
     if kind == "datasets":
         cards = [card for name in DATASETS for card in DATASETS[name].cards.values()]
-        shown = [
-            (card.name, " x ".join(map(str, card.shape)), "x".join(map(str, card.image)), state(card), card.title)
-            for card in cards
-        ]
+        shown = [_dataset_row(card) for card in cards]
         return _table(("dataset", "classes x values", "image", "ready", "title"), shown)
     if kind == "backbones":
         found = [(name, ", ".join(BACKBONES[name].weights), BACKBONES[name].summary) for name in BACKBONES]
@@ -63,8 +60,10 @@ def state(card: Card) -> str:
     """Whether a dataset can be run on at once, and if not, how one gets it."""
     if prepared_store(card) is not None:
         return "ready"
+    if not card.classes:
+        return "--root"
     if not (card.sources or card.by_hand):
-        return "built in" if not card.transforms else "--root DIR"
+        return "built in"
     return "by hand" if card.by_hand else "prepare --download"
 
 
@@ -155,14 +154,23 @@ def card(name: str) -> str:
     raise UnknownName("name", name, known, "See `worstgroup ls methods`.")
 
 
+def _dataset_row(card: Card) -> tuple[str, ...]:
+    """A card without classes stands for users' own data."""
+    shape, image = " x ".join(map(str, card.shape)), "x".join(map(str, card.image))
+    if not card.classes:
+        shape = image = "as found"
+    return card.name, shape, image, state(card), card.title
+
+
 def _dataset(card: Card) -> str:
-    lines = [f"dataset {card.name}", "", card.title, "", f"classes: {', '.join(card.classes)}"]
+    lines = [f"dataset {card.name}", "", card.title, "", f"classes: {', '.join(card.classes) or 'as found'}"]
     for attribute in card.attributes:
         pairs = [f"{attribute.values[v]} with {card.classes[y]}" for y, v in enumerate(attribute.aligned)]
         pairs = pairs or ["found in train"]
         ratio = "" if attribute.train_ratio is None else f" on {100 * attribute.train_ratio:g} % of train"
         lines.append(f"attribute {attribute.name}: {', '.join(attribute.values)}; aligned: {', '.join(pairs)}{ratio}")
-    lines.append(f"image: {' x '.join(map(str, card.image))}")
+    if card.classes:
+        lines.append(f"image: {' x '.join(map(str, card.image))}")
     for name, transform in card.transforms.items():
         chosen = " (default)" if transform is card.pixels else ""
         lines.append(f"transform {name}{chosen}: {transform.steps or 'none'}")

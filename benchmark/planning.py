@@ -5,8 +5,8 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -184,7 +184,8 @@ def plan(
     Opens the stores that they need, building those that are missing.
     """
     problems: list[str] = []
-    resolved = [(request, _resolve(request, root, problems)) for request in requests]
+    make = cache(lambda name, data: make_dataset(name, root, dict(data)))  # users' own data are read for their card
+    resolved = [(request, _resolve(request, make, problems)) for request in requests]
     problems += _unused_settings([request for request, _ in resolved])
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -233,7 +234,15 @@ def plan(
                 extra=name.extra,
             )
             runs.append(Planned(spec.label, spec))
-    return Plan(runs, stores)
+    names = {asked: store.card.name for asked, store in opened.items()}
+    return Plan([_renamed(run, names) for run in runs], stores)
+
+
+def _renamed(run: Planned, names: dict[str, str]) -> Planned:
+    """A cell that is not run stands under the name of the dataset that was found, beside those that are."""
+    if run.absent is None or run.absent.dataset not in names:
+        return run
+    return replace(run, absent=replace(run.absent, dataset=names[run.absent.dataset]))
 
 
 def entries_fingerprint(entry: MethodEntry, source: MethodEntry | None) -> str:
@@ -273,8 +282,13 @@ def _initial(request: Request, card: Card) -> str:
     return request.weights or own
 
 
-def _resolve(request: Request, root: Path | None, problems: list[str]) -> _Cell | None:
-    """Look all names of a request up and apply its settings; what is wrong is added to `problems`."""
+def _resolve(
+    request: Request, make: Callable[[str, tuple[tuple[str, str], ...]], tuple[Dataset, Card]], problems: list[str]
+) -> _Cell | None:
+    """Look all names of a request up and apply its settings; what is wrong is added to `problems`.
+
+    `make` is `make_dataset`, given name and settings.
+    """
 
     def attempt(look: Callable[[], T]) -> T | None:
         try:
@@ -290,7 +304,7 @@ def _resolve(request: Request, root: Path | None, problems: list[str]) -> _Cell 
     name = attempt(lambda: MethodName.parse(request.method + ("(+val)" if request.extra else "")))
     entry = attempt(lambda: METHODS[name.host]) if name else None
     data = {key.removeprefix("data."): value for key, value in request.settings.items() if key.startswith("data.")}
-    made = attempt(lambda: make_dataset(request.dataset, root, data))
+    made = attempt(lambda: make(request.dataset, tuple(data.items())))
     card = made[1] if made else None
     budget = attempt(lambda: Budget.parse(request.budget or (native_budget(name) if name else "none")))
     source = attempt(lambda: SOURCES[name.source]) if name and name.source else None
