@@ -97,6 +97,17 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_space(folder: Path, need: int, what: str) -> None:
+    """Raise `DiskError` before anything is written when fewer than `need` bytes are free where `folder` is to lie."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
+    if need > free:
+        raise DiskError(
+            f"{what}: {need / 2**30:.2f} GiB are needed in {folder}, which has {free / 2**30:.2f} GiB free. "
+            "Free some space, or set WORSTGROUP_HOME to a folder on a larger disk."
+        )
+
+
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the inter-process lock that belongs to `path`; a second process waits here."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from .errors import CorruptFile, DiskError
-from .home import TEMPORARY, data_home, disk_errors, lock, write_bytes
+from .errors import CorruptFile
+from .home import TEMPORARY, check_space, data_home, disk_errors, lock, write_bytes
 from .spec import digest
 
 VERSION = 1
@@ -97,7 +97,9 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, 
     with disk_errors(path):
         try:
             work.mkdir(parents=True, exist_ok=True)
-            _check_space(work, int(np.prod(shape)) * np.dtype(dtype).itemsize, what)
+            written = (work / IMAGES).stat().st_size if (work / IMAGES).exists() else 0
+            need = int(np.prod(shape)) * np.dtype(dtype).itemsize - written
+            check_space(path.parent, need + SPARE_BYTES, f"the pixels of {what}")
             chunks = _write(work, source, shape, dtype, what, report)
             manifest = _Manifest(shape=shape, dtype=dtype, chunks=chunks)
             (work / _JOURNAL).unlink()
@@ -107,17 +109,6 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, 
         except Exception:
             shutil.rmtree(work, ignore_errors=True)
             raise
-
-
-def _check_space(work: Path, need: int, what: str) -> None:
-    """Raise `DiskError` before anything is written when the disk is too small for what is still to be written."""
-    need -= (work / IMAGES).stat().st_size if (work / IMAGES).exists() else 0
-    free = shutil.disk_usage(work).free
-    if need + SPARE_BYTES > free:
-        raise DiskError(
-            f"{what}: its pixels need {need / 2**30:.2f} GiB in {data_home()}, which has {free / 2**30:.2f} GiB free. "
-            "Free some space, or set WORSTGROUP_HOME to a folder on a larger disk."
-        )
 
 
 def _write(work: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, what: str, report: Report) -> list[str]:

@@ -140,6 +140,8 @@ class Card:
     """Initial weights of the default backbone."""
     by_hand: str = ""
     """Why no program may fetch it, and what to fetch by hand; empty where `sources` can be fetched."""
+    fetch_unasked: bool = False
+    """Whether its files are so few and so free that a run fetches them when they are missing."""
     dtype: Literal["uint8", "float32"] = "uint8"
     """What the store holds: pixels, or precomputed features."""
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from . import metrics
+from .download import fetch_dataset
 from .errors import CorruptFile, MissingData
 from .home import data_home, lock, write_bytes, write_folder
 from .pools import ImageSource, Report, ensure_pool, open_pool, pool_key, pool_path
@@ -57,8 +58,7 @@ Splits = dict[SplitName, Split]
 class Dataset(Protocol):
     """What a dataset class offers, beside its cards.
 
-    It may have `describe(root) -> Card` where the card can only be known from the files, and `fetch()`, which is called
-    when they are missing and no folder was named.
+    It may have `describe(root) -> Card` where the card can only be known from the files.
     """
 
     def __init__(self, card: Card) -> None: ...
@@ -116,13 +116,13 @@ def open_store(
     """
     try:
         source = dataset.source_key(root)
-    except MissingData:
+    except MissingData as missing:
         store = None if root else prepared(card)
         if store is not None:
             return _strictly(store, card, strict)
-        if root is not None or not hasattr(dataset, "fetch"):
+        if root is not None or not card.fetch_unasked:
             raise
-        dataset.fetch()
+        _fetch(card, missing, report)
         source = dataset.source_key(root)
     path = data_home() / "store" / f"{_slug(card.name)}-{digest([card.name, _asset(card), source, VERSION])[:16]}"
     if not (path / "manifest.json").exists():
@@ -203,6 +203,13 @@ def search(relative: str, root: Path | None, *, what: str) -> list[Path]:
 
 
 # ---------------------------------------------------------------------------------------------------------- inside
+
+
+def _fetch(card: Card, missing: MissingData, report: Report) -> None:
+    try:
+        fetch_dataset(card, report)
+    except MissingData as error:
+        raise MissingData(f"{missing} {error}") from error
 
 
 def _asset(card: Card) -> list[Any]:

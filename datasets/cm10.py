@@ -128,6 +128,7 @@ def published_card(card: Card) -> Card:
         adaptable=True,
         params={**card.params, "published": True},
         sources=(),
+        fetch_unasked=False,
         by_hand="LfF's generator (alinlab/LfF, `make_dataset.py`) writes it; put it into cmnist/ in the data home.",
         notes=(note, *card.notes),
     )

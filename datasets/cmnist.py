@@ -15,7 +15,7 @@ from ..benchmark.spec import Attribute, Card, Recipe, SplitName
 from ..benchmark.store import Split, Splits
 from .cm10 import cm10, cm10_variants, find_published, published_card, published_folder, published_key, read_published
 from .coloring import family_card, hold_out, paint
-from .idx import FASHION, MNIST, Digits, Family, digits_key, fetch_digits, find_digits, read_digits
+from .idx import FASHION, MNIST, Digits, Family, digits_key, find_digits, read_digits
 
 # ------------------------------------------------------------------------------------------------------- generation
 
@@ -267,10 +267,6 @@ class ColoredMNIST:
         if "published" in self.card.params:
             return published_key(published_folder(self.card, root))
         return digits_key(self.family, find_digits(self.family, root))
-
-    def fetch(self) -> None:
-        """Fetch the four official files into the data home; raises `MissingData` when that fails."""
-        fetch_digits(self.family)
 
     def load(self, root: Path | None) -> Splits:
         """Read the files and colour the pictures; raises `MissingData` or `CorruptFile`."""

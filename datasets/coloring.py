@@ -22,6 +22,7 @@ def family_card(name: str, family: Family, paper: str, **facts: Any) -> Card:
         mean=(0.0,) * channels,
         std=(1.0,) * channels,
         sources=family.sources,
+        fetch_unasked=True,
         share_labels=True,
         notes=notes,
         **facts,

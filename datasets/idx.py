@@ -6,19 +6,16 @@ idx is a big-endian magic number (2051 for pictures, 2049 for labels), the size 
 import gzip
 import hashlib
 import math
-import socket
 import zlib
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..benchmark.errors import CorruptFile, MissingData
-from ..benchmark.home import TEMPORARY, data_home, disk_errors, lock
+from ..benchmark.home import data_home
 from ..benchmark.spec import Source, digest
 from ..benchmark.store import search
 
@@ -58,7 +55,13 @@ class Family:
     def sources(self) -> tuple[Source, ...]:
         """Where the four files can be fetched."""
         return tuple(
-            Source(f"{name}.gz", packed, tuple(f"{mirror}{name}.gz" for mirror in self.mirrors), size)
+            Source(
+                f"{name}.gz",
+                packed,
+                tuple(f"{mirror}{name}.gz" for mirror in self.mirrors),
+                size,
+                into=f"{self.folder}/{self.inner[0]}",
+            )
             for name, packed, _, size in self.files
         )
 
@@ -123,7 +126,6 @@ FASHION = Family(
 _AXES = {2049: 1, 2051: 3}
 _GZIP = b"\x1f\x8b"
 _REPLACE = "Replace it by the official file."
-_PATIENCE = 30.0
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -227,43 +229,6 @@ def find_digits(family: Family, root: Path | None) -> dict[str, Path]:
     return found
 
 
-def fetch_digits(family: Family) -> dict[str, Path]:
-    """Fetch the four .gz into the family's folder in the data home; raises `MissingData` when that fails.
-
-    They arrive in a temporary folder and are renamed one by one, so that only whole files are ever found, and files
-    that already lie in the folder are no obstacle.
-    """
-    with lock(data_home() / family.folder):
-        return _look(family, None) or _fetch(family, data_home() / family.folder / family.inner[0])
-
-
-def _fetch(family: Family, target: Path) -> dict[str, Path]:
-    fetched = {name: target / f"{name}.gz" for name in family.names}
-    try:
-        with disk_errors(target):
-            data_home().mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(prefix=TEMPORARY, dir=data_home(), ignore_cleanup_errors=True) as temporary:
-                download(family, Path(temporary))
-                target.mkdir(parents=True, exist_ok=True)
-                for path in fetched.values():
-                    (Path(temporary) / family.inner[0] / path.name).replace(path)
-    except (ImportError, OSError, RuntimeError, HTTPException) as error:
-        raise MissingData(_advice(family, None, reason=" ".join(str(error).split()))) from error
-    return fetched
-
-
-def download(family: Family, folder: Path) -> None:
-    """Let torchvision fetch a family into `folder/NAME/raw` and check the MD5 of each file."""
-    from torchvision import datasets
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE)  # torchvision sets none: behind a silent firewall it would wait for minutes
-    try:
-        getattr(datasets, family.inner[0].partition("/")[0])(folder, download=True)
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _folders(family: Family, root: Path | None) -> list[Path]:
     return [folder / inner for folder in search(family.folder, root, what=family.title) for inner in family.inner]
 
@@ -283,16 +248,15 @@ def _look(family: Family, root: Path | None) -> dict[str, Path]:
     return next((files for files in found if len(files) == len(family.names)), {})
 
 
-def _advice(family: Family, root: Path | None, reason: str = "") -> str:
+def _advice(family: Family, root: Path | None) -> str:
     folder = root or data_home() / family.folder
     partial = [
         f"{where} lacks {', '.join(name for name in family.names if name not in files)}. "
         for where in _folders(family, root)
         if (files := _present(family, where))
     ]
-    failed = f" and could not be fetched ({reason})" if reason else ""
     return (
-        f"{family.title} is not on disk{failed}. {''.join(partial)}Put these four files, each as it is or as .gz, into "
+        f"{family.title} is not on disk. {''.join(partial)}Put these four files, each as it is or as .gz, into "
         f"{folder}: {', '.join(family.names)} (from {family.mirrors[0]}), "
         f"or name {'another' if root else 'their'} folder: --root DIR."
     )

@@ -15,7 +15,7 @@ from ..benchmark.pictures import Pictures
 from ..benchmark.registry import dataset
 from ..benchmark.spec import SPLITS, Attribute, Card, Recipe, Source, SplitName, Transform
 from ..benchmark.store import Split, Splits
-from .idx import MNIST, Digits, digits_key, fetch_digits, find_digits, read_digits
+from .idx import MNIST, Digits, digits_key, find_digits, read_digits
 from .tables import FileDataset, find_folder, list_folders
 
 _CITATION = (
@@ -166,6 +166,7 @@ MNIST_CARD = Card(
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
     sources=MNIST.sources,
+    fetch_unasked=True,
     notes=(
         "Validation has the size of the original, 11,996, but not its pictures, which are a fixed list in SpuCo: it is "
         "drawn here within each digit.",
@@ -261,11 +262,6 @@ class SpuCo(FileDataset):
     def source_key(self, root: Path | None) -> str:
         """Identity of the files; raises `MissingData` when they are not there."""
         return super().source_key(root) if self.animals else digits_key(MNIST, find_digits(MNIST, root))
-
-    def fetch(self) -> None:
-        """Fetch MNIST; the animals no program may fetch, and `source_key` says what to do."""
-        if not self.animals:
-            fetch_digits(MNIST)
 
     def load(self, root: Path | None) -> Splits:
         """Read the variant's files; raises `MissingData` or `CorruptFile`."""

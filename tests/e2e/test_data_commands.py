@@ -88,7 +88,7 @@ def test_one_call_prepares_what_lists_show_as_ready(call: Call, here: Path) -> N
 
     def state() -> str:
         (line,) = [line for line in forget(call, "ls", "datasets", *plugin).out.splitlines() if "my-birds" in line]
-        return line.split("│")[3].strip()
+        return line.split("│")[4].strip()
 
     assert state() == "by hand"
     assert forget(call, "prepare", "my-birds", "--root", here.parent / "birds", *plugin).code == 0

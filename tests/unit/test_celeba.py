@@ -353,7 +353,7 @@ def test_an_attribute_is_no_shortcut_to_itself() -> None:
 def test_a_pair_is_shown_without_its_files() -> None:
     shown = listing.card("celeba:Bangs/Male")
     assert "attribute Male: female, male; aligned: found in train\n" in shown
-    assert "  Bangs/male                   - / - / -\n" in shown
+    assert "images: train 162,770, val 19,867, test 19,962\n" in shown
 
 
 SHARES = {

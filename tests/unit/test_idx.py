@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from formats.idx import draw_strokes, idx_bytes, write_idx, write_mnist
-from worstgroup.benchmark.errors import CorruptFile, MissingData, UserError
+from worstgroup.benchmark.errors import CorruptFile, MissingData
 from worstgroup.benchmark.home import data_home
 from worstgroup.benchmark.spec import digest
 from worstgroup.datasets import idx
@@ -21,9 +21,8 @@ FAMILIES = pytest.mark.parametrize("family", [MNIST, FASHION], ids=lambda family
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home; nothing may be fetched unless a test says how."""
+    """An empty home."""
     monkeypatch.setenv("WORSTGROUP_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(idx, "download", lambda family, folder: pytest.fail("a test tried to download"))
     return tmp_path / "home"
 
 
@@ -208,52 +207,6 @@ def test_sources_can_be_fetched_over_https(family: Family) -> None:
         assert len(source.md5) == 32
         assert source.size
     assert [sum(part) for part in family.sizes] == [60_000, 10_000]
-
-
-# ---------------------------------------------------------------------------------------------------------- fetching
-
-
-@pytest.mark.usefixtures("no_checkout")
-def test_a_failed_fetch_says_why_and_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(family: Family, folder: Path) -> None:
-        write_mnist(folder / "MNIST/raw", 10, 10)
-        raise RuntimeError("Error downloading train-images:\nTried the mirror, got:\nno route to host\n")
-
-    monkeypatch.setattr(idx, "download", fail)
-    with pytest.raises(MissingData) as error:
-        idx.fetch_digits(MNIST)
-    message = str(error.value)
-    assert "could not be fetched (Error downloading train-images: Tried the mirror, got: no route to host)" in message
-    assert all(name in message for name in MNIST.names)
-    assert f"into {home / 'data/mnist'}:" in message
-    assert "--root" in message
-    assert [path.name for path in (home / "data").rglob("*")] == []
-
-
-@pytest.mark.usefixtures("no_checkout")
-def test_a_full_disk_is_no_network_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(family: Family, folder: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(idx, "download", fail)
-    with pytest.raises(UserError, match="no space left on the disk"):
-        idx.fetch_digits(MNIST)
-
-
-@FAMILIES
-@pytest.mark.usefixtures("no_checkout")
-def test_a_fetch_completes_a_folder_that_holds_some_of_the_files(
-    home: Path, monkeypatch: pytest.MonkeyPatch, family: Family
-) -> None:
-    raw = home / "data" / family.folder / family.inner[0]
-    write_idx(raw / "t10k-labels-idx1-ubyte.gz", np.zeros(10, np.uint8))
-    monkeypatch.setattr(idx, "download", lambda family, folder: write_mnist(folder / family.inner[0], 10, 10))
-    files = idx.fetch_digits(family)
-    assert files == {name: raw / f"{name}.gz" for name in family.names}
-    assert all(path.is_file() for path in files.values())
-    assert sorted(path.name for path in (home / "data").iterdir()) == [family.folder]
-    monkeypatch.setattr(idx, "download", lambda family, folder: pytest.fail("fetched twice"))
-    assert idx.fetch_digits(family) == files
 
 
 def test_importing_the_dataset_imports_no_torchvision() -> None:
