@@ -18,6 +18,9 @@ from rich.progress import (
 from .benchmark.record import RunRecord
 from .benchmark.spec import RunSpec
 
+WORTH_A_LINE = 2.0
+"""Seconds that something must have taken to be reported when it is done."""
+
 
 class RunReporter:
     """Reports runs to a console; use it as a context manager."""
@@ -103,8 +106,8 @@ class BuildReporter:
         if total and done >= total:
             self._bars.remove_task(task)
             del self._started[what]
-            if not self.quiet:
-                seconds = time.monotonic() - start
+            seconds = time.monotonic() - start
+            if seconds >= WORTH_A_LINE and not self.quiet:
                 self._bars.console.print(
                     f"{escape(what)}: {total:,} in {seconds:.1f} s", highlight=False, soft_wrap=True
                 )

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple, Self, cast
 
 from .errors import CorruptFile
 from .home import TEMPORARY, check_space, disk_errors, lock
-from .pools import SPARE_BYTES, Report
+from .pools import Report
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 _BLOCK = 2**20
@@ -80,7 +80,7 @@ def unpack(archive: Path, into: Path, report: Report) -> list[Path]:
     with lock(work), _readable(archive), _members(archive) as members:
         total = sum(member.size for member in members)
         sectors = sum(-(-member.size // _SECTOR) * _SECTOR for member in members)
-        check_space(into, sectors + SPARE_BYTES, f"{archive} unpacked")
+        check_space(into, sectors, f"{archive} unpacked")
         with disk_errors(into):
             made = not into.exists()
             try:

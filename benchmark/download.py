@@ -18,7 +18,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from .archives import is_archive, unpack
 from .errors import MissingData
 from .home import check_space, data_home, disk_errors, lock, write_bytes
-from .pools import SPARE_BYTES, Report
+from .pools import Report
 from .spec import Card, Source
 
 PATIENCE = 30.0
@@ -216,7 +216,7 @@ def _attempt(url: str, part: Path, source: Source, report: Report) -> bool:
         if start == 0:
             _discard(part)
         total = length or source.size
-        check_space(part.parent, total - start + SPARE_BYTES, source.file)
+        check_space(part.parent, total - start, source.file)
         if start == 0:
             write_bytes(_version(part), version.encode())
         done = start

@@ -103,9 +103,13 @@ def check_space(folder: Path, need: int, what: str) -> None:
     free = shutil.disk_usage(place).free
     if need > free:
         raise DiskError(
-            f"{what}: {need / 2**30:.2f} GiB are needed in {folder}, which has {free / 2**30:.2f} GiB free. "
+            f"{what}: {_amount(need)} are needed in {folder}, which has {_amount(free)} free. "
             "Free some space, or set WORSTGROUP_HOME to a folder on a larger disk."
         )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
 
 
 @contextmanager

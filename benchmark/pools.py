@@ -22,8 +22,6 @@ from .spec import digest
 
 VERSION = 1
 CHUNK_BYTES = 2**25
-SPARE_BYTES = 2**26
-"""Disk space that must be left beside a new pool, for labels and records."""
 
 Report = Callable[[str, int, int], None]
 """Told (what, done, total) while pictures are decoded."""
@@ -99,7 +97,7 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, 
             work.mkdir(parents=True, exist_ok=True)
             written = (work / IMAGES).stat().st_size if (work / IMAGES).exists() else 0
             need = int(np.prod(shape)) * np.dtype(dtype).itemsize - written
-            check_space(path.parent, need + SPARE_BYTES, f"the pixels of {what}")
+            check_space(path.parent, need, f"the pixels of {what}")
             chunks = _write(work, source, shape, dtype, what, report)
             manifest = _Manifest(shape=shape, dtype=dtype, chunks=chunks)
             (work / _JOURNAL).unlink()

@@ -383,8 +383,8 @@ def test_too_small_a_disk_is_found_before_anything_is_written(
     tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = web.add("a", Page(DATA))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 0, 2**26 + 299_999))
-    with pytest.raises(DiskError, match=r"set\.bin: 0\.06 GiB are needed in .* which has 0\.06 GiB free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 0, 299_999))
+    with pytest.raises(DiskError, match=r"set\.bin: 0\.29 MiB are needed in .* which has 0\.29 MiB free"):
         fetch(tmp_path, url)
     assert files(tmp_path) == ["home"]
 

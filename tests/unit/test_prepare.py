@@ -43,7 +43,9 @@ def fetches(monkeypatch: pytest.MonkeyPatch, place: Path | None = None) -> list[
 
 def test_a_run_fetches_small_free_files_unasked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = fetches(monkeypatch, home / "data/mnist/MNIST/raw")
-    with pytest.raises(CorruptFile, match="cmnist:bin99: the val split"):  # ten digits are found, and are not the official ones
+    with pytest.raises(
+        CorruptFile, match="cmnist:bin99: the val split"
+    ):  # ten digits are found, and are not the official ones
         open_store(*make_dataset("cmnist:bin99"))
     assert seen == ["cmnist:bin99"]
 

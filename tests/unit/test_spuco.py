@@ -10,7 +10,7 @@ from formats.idx import draw_strokes, write_mnist
 from formats.listings import list_backwards
 from formats.spuco import HALVES, write_spuco
 from PIL import Image
-from worstgroup.benchmark import metrics
+from worstgroup.benchmark import metrics, store
 from worstgroup.benchmark.errors import CorruptFile, MissingData
 from worstgroup.benchmark.home import data_home
 from worstgroup.benchmark.pictures import Pictures
@@ -115,7 +115,7 @@ def test_root_may_be_the_only_half_that_is_needed(tmp_path: Path) -> None:
 
 
 def test_without_root_the_data_home_is_searched_and_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idx, "download", lambda folder: pytest.fail("a test tried to download"))
+    monkeypatch.setattr(store, "fetch_dataset", lambda card, report: pytest.fail("a test tried to download"))
     dataset, card = make_dataset("spuco:birds", settings={"size": "32"})
     with pytest.raises(MissingData, match=r"terms of access .*spuco_birds\.tar\.gz"):
         open_store(dataset, card)
