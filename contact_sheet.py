@@ -14,13 +14,14 @@ from .benchmark.home import write_bytes
 from .benchmark.spec import SPLITS, SplitName
 from .benchmark.store import Store
 
-COLUMNS = 10
-SIDE, GAP, LABEL = 96, 4, 260
+COLUMNS: dict[SplitName, int] = {"train": 6, "test": 4}
+"""Pictures of a group by split; a variant may change the pictures of one of them only."""
+SIDE, GAP, LABEL, HEAD = 96, 4, 260, 48
 _INK, _PALE, _PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
 
 
 def contact_sheet(store: Store, path: Path) -> None:
-    """Write a PNG with up to ten pictures of every group: of train, or of test where train has none.
+    """Write a PNG with six train pictures and four test pictures of every group.
 
     Raises `UserError` for precomputed features, which are no pictures.
     """
@@ -28,29 +29,33 @@ def contact_sheet(store: Store, path: Path) -> None:
     require(card.dtype == "uint8" and card.image[2] <= 3, f"{card.name} holds {card.dtype} features, no pictures")
     height, width = (max(1, round(SIDE * side / max(card.image[:2]))) for side in card.image[:2])
     rows = [g for g in range(card.num_groups) if any(card.counts[name][g] for name in SPLITS)]
-    size = (LABEL + COLUMNS * (width + GAP) + GAP, GAP + 40 + len(rows) * (height + GAP))
-    sheet = Image.new("RGB", size, _PAPER)
+    right = LABEL + sum(COLUMNS.values()) * (width + GAP) + (len(COLUMNS) - 1) * SIDE // 4
+    sheet = Image.new("RGB", (right, HEAD + len(rows) * (height + GAP)), _PAPER)
     pen = ImageDraw.Draw(sheet)
     title, small = ImageFont.load_default(16), ImageFont.load_default(12)
-    pen.text((GAP, GAP), f"{card.name}: {card.title}", _INK, title)
-    pen.text((GAP, GAP + 22), "group, then images in train / val / test", _PALE, small)
+    pen.text((GAP, GAP), _fitting(f"{card.name}: {card.title}", title, right - 2 * GAP), _INK, title)
+    pen.text((GAP, HEAD - 20), "group, then images in train / val / test", _PALE, small)
     for line, g in enumerate(rows):
-        top = GAP + 40 + line * (height + GAP)
-        pen.text((GAP, top + 4), _fitting(card.group_names()[g], title, LABEL - 2 * GAP), _INK, title)
+        top = HEAD + line * (height + GAP)
         counts = " / ".join(f"{card.counts[name][g]:,}" for name in SPLITS)
-        name: SplitName = "train" if card.counts["train"][g] else "test"
-        pen.text((GAP, top + 26), counts + (" (shown: test)" if name == "test" else ""), _PALE, small)
-        for column, picture in enumerate(_examples(store, name, g)):
-            shown = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
-            sheet.paste(shown, (LABEL + column * (width + GAP), top))
+        pen.text((GAP, top + 4), _fitting(card.group_names()[g], title, LABEL - 2 * GAP), _INK, title)
+        pen.text((GAP, top + 26), counts, _PALE, small)
+    left = LABEL
+    for name, columns in COLUMNS.items():
+        pen.text((left, HEAD - 20), name, _PALE, small)
+        for line, g in enumerate(rows):
+            for column, picture in enumerate(_examples(store, name, g, columns)):
+                shown = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+                sheet.paste(shown, (left + column * (width + GAP), HEAD + line * (height + GAP)))
+        left += columns * (width + GAP) + SIDE // 4
     write_bytes(path, _png(sheet))
 
 
-def _examples(store: Store, name: SplitName, g: int) -> list[NDArray[np.uint8]]:
-    """Up to ten pictures (h, w, 3) of a group, evenly spaced over the split."""
+def _examples(store: Store, name: SplitName, g: int, most: int) -> list[NDArray[np.uint8]]:
+    """Up to `most` pictures (h, w, 3) of a group, evenly spaced over the split."""
     split = store.split(name)
     members = np.flatnonzero(metrics.group_index(split.y, split.a, store.card.shape) == g)
-    chosen = members[np.linspace(0, len(members) - 1, min(COLUMNS, len(members))).astype(int)] if len(members) else []
+    chosen = members[np.linspace(0, len(members) - 1, min(most, len(members))).astype(int)] if len(members) else []
     images: Any = split.images
     return [_rgb(np.asarray(images[row])) for row in split.image_rows()[chosen]]
 

@@ -72,7 +72,7 @@ def test_a_newcomer_with_pictures(call: Call, here: Path) -> None:
     done = forget(call, "show", "my-birds", "--images", "--root", birds, *plugin, *small)
     assert done.code == 0, done.err
     sheet = Image.open("my-birds-32px.png")
-    rows = [np.asarray(sheet)[44 + 100 * g : 44 + 100 * g + 96, 260:] for g in range(4)]
+    rows = [np.asarray(sheet)[48 + 100 * g : 48 + 100 * g + 96, 260:] for g in range(4)]
     assert all((row[:, :, 1] > row[:, :, 2]).mean() > 0.1 for row in rows[::2])  # land is green
     assert all((row[:, :, 2] > row[:, :, 1]).mean() > 0.1 for row in rows[1::2])
 
