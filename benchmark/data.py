@@ -4,6 +4,7 @@ Evaluation input is bit-equal to torchvision's `ToTensor` + `Normalize` on the s
 epoch comes from the generator handed in, so that an epoch can be replayed alone.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,10 @@ __all__ = [
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 DEVICE_SHARE = 0.6
 """Share of the free device memory that the images of one split may take."""
+LARGE = 2**16
+"""Values of an image from which a processor makes evaluation input image by image."""
+PIECE = 1024
+"""Images that are moved to the device at a time."""
 CROP_AREA = (0.7, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIES = 10
@@ -70,7 +75,7 @@ class Pixels:
         self.images = torch.from_numpy(images[:])
         self.rows = None if rows is None else torch.from_numpy(rows)
         if device.type == "cuda" and _fits(len(y) * self.images[0].nbytes, device):
-            self.images = (self.images if self.rows is None else self.images[self.rows]).to(device)
+            self.images = _moved(self.images, self.rows, device)
             self.rows = None
         self.y = torch.from_numpy(y).to(device)
         self._scale = 255 if self.images.dtype == torch.uint8 else 1
@@ -79,6 +84,7 @@ class Pixels:
         self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
         self._plain = not self._mean.any() and bool((self._std == 1).all())
         self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._large = device.type == "cpu" and math.prod(self.images.shape[1:]) >= LARGE
 
     def __len__(self) -> int:
         return len(self.y)
@@ -86,14 +92,29 @@ class Pixels:
     def batch(self, index: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> Batch:
         """Gather, scale to [0, 1], transform, normalise. `index` is a LongTensor on any device."""
         index = index.to(self.device)
-        x = self.gather(index).permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format)
-        if self._scale != 1:
-            x = x.div_(self._scale)
-        if transform is not None:
-            x = transform(x)
-        if not self._plain:
-            x = x.sub_(self._mean).div_(self._std)
+        if self._large and transform is None:
+            return Batch(self._one_by_one(index), self.y[index], index)
+        x = self._scaled(self.gather(index).permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format))
+        x = self._normalised(x if transform is None else transform(x))
         return Batch(x, self.y[index], index)
+
+    def _one_by_one(self, index: Tensor) -> Tensor:
+        """The same bits, each image finished while the cache holds it: at 224 px 1.2 to 1.7 times as fast."""
+        height, width, channels = self.stored(0).shape
+        x = torch.empty((len(index), channels, height, width), memory_format=self._format)
+        for one, i in zip(x.split(1), index.tolist(), strict=True):  # type: ignore[no-untyped-call]
+            self._normalised(self._scaled(one.copy_(self.stored(i).permute(2, 0, 1))))
+        return x
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self._scale == 1 else x.div_(self._scale)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return x if self._plain else x.sub_(self._mean).div_(self._std)
+
+    def stored(self, i: int) -> Tensor:
+        """Stored image (h, w, c) of an example, not copied."""
+        return self.images[i if self.rows is None else int(self.rows[i])]
 
     def gather(self, index: Tensor) -> Tensor:
         """Stored images (B, h, w, c) on the device."""
@@ -110,6 +131,16 @@ def _fits(size: int, device: torch.device) -> bool:
     return size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
+def _moved(images: Tensor, rows: Tensor | None, device: torch.device) -> Tensor:
+    """Images, or those in `rows`, on the device; piece by piece, as the host may have no room for all of them."""
+    if rows is None:
+        return images.to(device)
+    moved = torch.empty((len(rows), *images.shape[1:]), dtype=images.dtype, device=device)
+    for part, chosen in zip(moved.split(PIECE), rows.split(PIECE), strict=True):  # type: ignore[no-untyped-call]
+        part.copy_(images[chosen])
+    return moved
+
+
 class Joined(Pixels):
     """Chosen examples of several splits, one after the other; no pixel is copied.
 
@@ -123,6 +154,7 @@ class Joined(Pixels):
         self._parts = [pixels for pixels, _ in parts]
         self.device, self._mean, self._std = first.device, first._mean, first._std
         self._plain, self._format, self._scale = first._plain, first._format, first._scale
+        self._large = first._large
         rows = [torch.from_numpy(rows).to(self.device) for _, rows in parts]
         self._row = torch.cat(rows)
         self._part = torch.cat([torch.full_like(row, k) for k, row in enumerate(rows)])
@@ -130,13 +162,17 @@ class Joined(Pixels):
         for k, shown in enumerate(labels):
             self.y[(self._part == k) & (not shown)] = -1
 
+    def stored(self, i: int) -> Tensor:
+        """Stored image (h, w, c) of an example, not copied."""
+        return self._parts[int(self._part[i])].stored(int(self._row[i]))
+
     def gather(self, index: Tensor) -> Tensor:
         """Stored images (B, h, w, c) on the device."""
         row, part = self._row[index], self._part[index]
-        images = self._parts[0].images
-        out = torch.empty((len(index), *images.shape[1:]), dtype=images.dtype, device=self.device)
-        for k, pixels in enumerate(self._parts):
-            out[part == k] = pixels.gather(row[part == k])
+        found = [pixels.gather(row[part == k]) for k, pixels in enumerate(self._parts)]
+        out = torch.empty((len(index), *found[0].shape[1:]), dtype=found[0].dtype, device=self.device)
+        for k, images in enumerate(found):
+            out[part == k] = images
         return out
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -47,6 +48,7 @@ class Pictures:
         where: Callable[[int], str] = lambda i: "",
     ) -> None:
         self.files = [item if isinstance(item, tuple) else (item,) for item in files]
+        parse(transform.steps)  # a mistyped step is no fault of the files
         self.transform, self.draw, self.details, self.where = transform, draw, details, where
 
     def __len__(self) -> int:
@@ -138,10 +140,18 @@ def apply(transform: Transform, picture: Image.Image) -> Image.Image:
     return picture
 
 
+_STEP = re.compile(r"(resize|crop) +([1-9][0-9]*(?:x[1-9][0-9]*)?)")
+
+
 def parse(steps: str) -> list[tuple[str, list[int]]]:
-    """`resize 256x256, crop 224x224` as `[("resize", [256, 256]), ("crop", [224, 224])]`."""
-    parts = [step.split() for step in steps.split(",") if step.strip()]
-    return [(name, [int(side) for side in size.split("x")]) for name, size in parts]
+    """`resize 256x256, crop 224x224` as `[("resize", [256, 256]), ("crop", [224, 224])]`; raises `UserError`."""
+    parts = []
+    for step in filter(None, map(str.strip, steps.split(","))):
+        found = _STEP.fullmatch(step)
+        if found is None:
+            raise UserError(f"transform step {step!r}: write `resize HxW`, `resize SIDE` or `crop HxW`")
+        parts.append((found[1], [int(side) for side in found[2].split("x")]))
+    return parts
 
 
 def scaled(transform: Transform, side: int) -> Transform:
@@ -171,8 +181,8 @@ def with_pixels(card: Card, transform: str = "", size: int = 0) -> Card:
         return card
     if not card.transforms:
         raise UserError(f"{card.name} has no data.transform and no data.size: its pixels are not read from pictures")
-    usual = next(iter(card.transforms))
-    name = transform or card.transform or usual
+    usual = card.transform or next(iter(card.transforms))
+    name = transform or usual
     if name not in card.transforms:
         offer = ", ".join(card.transforms)
         raise UserError(f"{card.name} has no transform {name!r}: give data.transform one of {offer}")

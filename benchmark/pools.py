@@ -41,17 +41,19 @@ class ImageSource(Protocol):
 class _Manifest(BaseModel):
     shape: tuple[int, ...]
     dtype: str
+    step: int
+    """Images of a chunk."""
     chunks: list[str]
 
 
-def pool_key(source: ImageSource, image: tuple[int, ...], dtype: str) -> str:
+def pool_key(source: ImageSource, image: tuple[int, ...], dtype: str, what: str) -> str:
     """Identity of a source's pixels: what it says itself, else the SHA-256 of all of them."""
     own = getattr(source, "key", None)
     if own is None:
         content = hashlib.sha256()
         step = _chunk(image, dtype)
         for start in range(0, len(source), step):
-            content.update(np.ascontiguousarray(source[start : start + step], dtype=dtype).data)
+            content.update(_pixels(source, start, min(start + step, len(source)), image, dtype, what).data)
         own = content.hexdigest()
     return digest([VERSION, own, len(source), image, dtype])[:24]
 
@@ -59,9 +61,9 @@ def pool_key(source: ImageSource, image: tuple[int, ...], dtype: str) -> str:
 def ensure_pool(source: ImageSource, key: str, image: tuple[int, ...], dtype: str, what: str, report: Report) -> Path:
     """The folder of a pool, which is built first if need be; raises `CorruptFile` or `DiskError`."""
     path = pool_path(key)
-    if not (path / WHOLE).exists():
+    if not has_pool(key):
         with lock(path):
-            if not (path / WHOLE).exists():
+            if not has_pool(key):
                 _build(path, source, (len(source), *image), dtype, what, report)
     return path
 
@@ -71,12 +73,17 @@ def pool_path(key: str) -> Path:
     return data_home() / "pixels" / key
 
 
+def has_pool(key: str) -> bool:
+    """Whether a pool was built."""
+    return (pool_path(key) / WHOLE).exists()
+
+
 def open_pool(key: str) -> NDArray[Any]:
     """Memory-mapped images (n, h, w, c); writes to them do not reach the file. Raises `CorruptFile`."""
     path = pool_path(key)
     try:
         manifest = _Manifest.model_validate_json((path / WHOLE).read_bytes())
-        images = np.load(path / IMAGES, mmap_mode="c", allow_pickle=False)
+        images = np.lib.format.open_memmap(path / IMAGES, mode="c")
     except (ValidationError, OSError, ValueError) as error:
         raise CorruptFile(f"{path}: not a whole pool of pixels; delete the folder, it is rebuilt.") from error
     if images.shape != manifest.shape or str(images.dtype) != manifest.dtype:
@@ -89,6 +96,16 @@ def _chunk(image: tuple[int, ...], dtype: str) -> int:
     return max(1, CHUNK_BYTES // (int(np.prod(image)) * np.dtype(dtype).itemsize))
 
 
+def _pixels(source: ImageSource, start: int, stop: int, image: tuple[int, ...], dtype: str, what: str) -> NDArray[Any]:
+    """Images `start` to `stop` in the pool's type; raises `CorruptFile` for others than were declared."""
+    found, expected = np.asarray(source[start:stop]), (stop - start, *image)
+    if found.shape != expected:
+        raise CorruptFile(f"{what}: images {start} to {stop} have shape {found.shape}, the card says {expected}")
+    if not np.can_cast(found.dtype, dtype, "same_kind"):  # a cast would wrap 256 to 0, and 0.9 to 0
+        raise CorruptFile(f"{what}: images {start} to {stop} are {found.dtype}, the card says {dtype}")
+    return np.ascontiguousarray(found, dtype=dtype)
+
+
 def _build(path: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, what: str, report: Report) -> None:
     """Write the pool; a build that was killed left its chunks, one that failed leaves nothing."""
     work = path.with_name(f"{TEMPORARY}{path.name}")
@@ -99,7 +116,7 @@ def _build(path: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, 
             need = int(np.prod(shape)) * np.dtype(dtype).itemsize - written
             check_space(path.parent, need, f"the pixels of {what}")
             chunks = _write(work, source, shape, dtype, what, report)
-            manifest = _Manifest(shape=shape, dtype=dtype, chunks=chunks)
+            manifest = _Manifest(shape=shape, dtype=dtype, step=_chunk(shape[1:], dtype), chunks=chunks)
             (work / _JOURNAL).unlink()
             write_bytes(work / WHOLE, manifest.model_dump_json().encode())
             shutil.rmtree(path, ignore_errors=True)  # a folder without a manifest is no pool
@@ -121,7 +138,7 @@ def _write(work: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, 
             file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
         )
         file.flush()
-        known = journal.read_text().split() if journal.exists() else []
+        known = journal.read_text(errors="replace").split() if journal.exists() else []
         chunks: list[str] = []
         for sha in known:
             content = file.read(min(step, shape[0] - len(chunks) * step) * size)
@@ -133,9 +150,7 @@ def _write(work: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, 
         journal.write_text("".join(f"{sha}\n" for sha in chunks))
         with journal.open("a") as notes:
             for start in range(len(chunks) * step, shape[0], step):
-                pixels = np.ascontiguousarray(source[start : start + step], dtype=dtype)
-                if pixels.shape[1:] != shape[1:]:
-                    raise CorruptFile(f"{what}: images of shape {pixels.shape[1:]}, the card says {shape[1:]}")
+                pixels = _pixels(source, start, min(start + step, shape[0]), shape[1:], dtype, what)
                 file.write(pixels.data)
                 file.flush()
                 chunks.append(hashlib.sha256(pixels.data).hexdigest())
@@ -151,8 +166,8 @@ def check_pool(key: str) -> str:
     path = pool_path(key)
     images = open_pool(key)
     manifest = _Manifest.model_validate_json((path / WHOLE).read_bytes())
-    step = _chunk(images.shape[1:], manifest.dtype)
     for n, sha in enumerate(manifest.chunks):
-        if hashlib.sha256(np.ascontiguousarray(images[n * step : (n + 1) * step]).data).hexdigest() != sha:
-            return f"{path / IMAGES}: images {n * step} to {(n + 1) * step} were altered; delete the folder"
+        start, stop = n * manifest.step, min((n + 1) * manifest.step, len(images))
+        if hashlib.sha256(np.ascontiguousarray(images[start:stop]).data).hexdigest() != sha:
+            return f"{path / IMAGES}: images {start} to {stop} were altered; delete the folder, it is rebuilt."
     return ""

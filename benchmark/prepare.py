@@ -37,7 +37,7 @@ def prepare(
     for key in dict.fromkeys(store.pools.values()):
         problem = check_pool(key)
         if problem:
-            raise CorruptFile(f"{problem}, it is rebuilt.")
+            raise CorruptFile(problem)
     return store
 
 

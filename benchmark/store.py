@@ -7,22 +7,24 @@ Variants that show the same pictures share their pools.
 
 import hashlib
 import re
+import shutil
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from . import metrics
 from .download import fetch_dataset
 from .errors import CorruptFile, MissingData
 from .home import data_home, lock, write_bytes, write_folder
-from .pools import ImageSource, Report, ensure_pool, open_pool, pool_key, pool_path
+from .pools import ImageSource, Report, ensure_pool, has_pool, open_pool, pool_key
 from .spec import SPLITS, Attribute, Card, SplitName, digest
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +75,10 @@ class Dataset(Protocol):
 
 
 class _Manifest(BaseModel):
-    """What a store says of itself: its card, the SHA-256 of its labels, its pools, and the fingerprint of all of it."""
+    """What a store says of itself: its card and group counts, the SHA-256 of its labels, its pools, its fingerprint."""
 
-    card: dict[str, Any]
+    card: str
+    counts: dict[SplitName, tuple[int, ...]]
     labels: dict[SplitName, str]
     pools: dict[SplitName, str]
     sizes: dict[str, int]
@@ -95,9 +98,13 @@ class Store:
     pools: dict[SplitName, str]
 
     def split(self, name: SplitName) -> Split:
-        """Memory-mapped images and labels of one split."""
-        with np.load(self.path / f"{name}.labels.npz", allow_pickle=False) as labels:
-            parts = {key: labels[key] for key in labels.files}
+        """Memory-mapped images and labels of one split; raises `CorruptFile`."""
+        path = self.path / f"{name}.labels.npz"
+        try:
+            with np.load(path, allow_pickle=False) as labels:
+                parts = {key: labels[key] for key in labels.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise CorruptFile(f"{path}: cannot be read; delete the folder, it is rebuilt.") from error
         return Split(open_pool(self.pools[name]), **parts)
 
 
@@ -117,9 +124,9 @@ def open_store(
     try:
         source = dataset.source_key(root)
     except MissingData as missing:
-        store = None if root else prepared(card)
+        store = None if root else prepared(card, strict)
         if store is not None:
-            return _strictly(store, card, strict)
+            return store
         if root is not None or not card.fetch_unasked:
             raise
         _fetch(card, missing, report)
@@ -129,20 +136,23 @@ def open_store(
         with lock(path):
             if not (path / "manifest.json").exists():
                 _build(path, dataset.load(root), card, strict, report)
-    store = _open(path)
-    if any(not pool_path(key).is_dir() for key in store.pools.values()):
-        _ensure_pools(dataset.load(root), store.card, report)
+    store = _open(path, card, strict)
+    if not _has_pools(store):
+        _ensure_pools(dataset.load(root), card, report)
     _remember(path, card)
-    return _strictly(store, card, strict)
+    return store
 
 
-def prepared(card: Card) -> Store | None:
-    """The store that was last opened for a card, if it is still whole."""
+def prepared(card: Card, strict: bool = False) -> Store | None:
+    """The store that was last opened for a card, if it and its pixels are still there."""
     try:
         path = data_home() / "store" / _latest(card).read_text()
     except OSError:
         return None
-    return _open(path) if (path / "manifest.json").exists() else None
+    if not (path / "manifest.json").exists():
+        return None
+    store = _open(path, card, strict)
+    return store if _has_pools(store) else None
 
 
 def check_counts(card: Card, splits: Splits) -> None:
@@ -156,7 +166,10 @@ def found_card(card: Card, splits: Splits, strict: bool = False) -> Card:
     Where these are not the official ones it is called `NAME[custom]`. Raises `CorruptFile` for other counts when they
     may not differ, for labels outside the card, and for an empty split.
     """
-    counts = {name: _counts(card, name, splits[name]) for name in SPLITS}
+    return _counted(card, {name: _counts(card, name, splits[name]) for name in SPLITS}, strict)
+
+
+def _counted(card: Card, counts: dict[SplitName, tuple[int, ...]], strict: bool) -> Card:
     card = replace(card, attributes=_aligned(card, counts["train"]))
     wrong = [
         f"the {name} split has group counts {found}, the card says {card.counts[name]}"
@@ -188,7 +201,7 @@ def split_hash(split: Split) -> str:
     """SHA-256 of everything of a split but its pixels."""
     content = hashlib.sha256()
     for name, part in _labels(split).items():
-        content.update(name.encode() + np.ascontiguousarray(part, dtype=np.int64).tobytes())
+        content.update(name.encode() + part.tobytes())
     return content.hexdigest()
 
 
@@ -234,19 +247,19 @@ def _remember(path: Path, card: Card) -> None:
         write_bytes(note, path.name.encode())
 
 
-def _strictly(store: Store, card: Card, strict: bool) -> Store:
-    """The store; raises `CorruptFile` when only official files will do and these are not."""
-    if strict and store.card.name != card.name:
-        raise CorruptFile(
-            f"{card.name}: the files are not the official ones, they make {store.card.name}. "
-            "Without --strict they are taken as a dataset of their own."
-        )
-    return store
+def _has_pools(store: Store) -> bool:
+    return all(has_pool(key) for key in store.pools.values())
 
 
 def _counts(card: Card, name: SplitName, split: Split) -> tuple[int, ...]:
     if len(split) == 0:
         raise CorruptFile(f"{card.name}: the {name} split is empty")
+    lengths = {part: len(values) for part, values in _labels(split).items()}
+    if set(lengths.values()) != {len(split)}:
+        raise CorruptFile(f"{card.name}: the {name} split has parts of different lengths: {lengths}")
+    rows, images = split.image_rows(), len(split.images)
+    if rows.min() < 0 or rows.max() >= images or (split.rows is None and images != len(split)):
+        raise CorruptFile(f"{card.name}: the {name} split has {len(split)} examples, {images} images do not fit them")
     try:
         group = metrics.group_index(split.y, split.a, card.shape)
     except ValueError as error:
@@ -264,7 +277,7 @@ def _aligned(card: Card, train: tuple[int, ...]) -> tuple[Attribute, ...]:
 
 def _labels(split: Split) -> dict[str, NDArray[np.int64]]:
     parts = {"y": split.y, "a": split.a, "unit": split.units(), "rows": split.rows, "env": split.env}
-    return {name: part for name, part in parts.items() if part is not None}
+    return {name: np.ascontiguousarray(part, dtype=np.int64) for name, part in parts.items() if part is not None}
 
 
 def _ensure_pools(splits: Splits, card: Card, report: Report) -> dict[SplitName, str]:
@@ -274,14 +287,14 @@ def _ensure_pools(splits: Splits, card: Card, report: Report) -> dict[SplitName,
     for name in SPLITS:
         images = splits[name].images
         if id(images) not in keys:
-            keys[id(images)] = pool_key(images, card.image, card.dtype)
+            keys[id(images)] = pool_key(images, card.image, card.dtype, card.name)
             ensure_pool(images, keys[id(images)], card.image, card.dtype, card.name, report)
         pools[name] = keys[id(images)]
     return pools
 
 
 def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report) -> None:
-    card = found_card(card, splits, strict)
+    counts = found_card(card, splits, strict).counts
     pools = _ensure_pools(splits, card, report)
 
     def fill(folder: Path) -> None:
@@ -290,7 +303,8 @@ def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report)
         files = [f"{name}.labels.npz" for name in SPLITS]
         labels: dict[SplitName, str] = {name: split_hash(splits[name]) for name in SPLITS}
         manifest = _Manifest(
-            card=asdict(card),
+            card=card.name,
+            counts=counts,
             labels=labels,
             pools=pools,
             sizes={file: (folder / file).stat().st_size for file in files},
@@ -298,16 +312,17 @@ def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report)
         )
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1))
 
+    shutil.rmtree(path, ignore_errors=True)  # a folder without a manifest is no store
     write_folder(path, fill)
 
 
-def _open(path: Path) -> Store:
+def _open(path: Path, card: Card, strict: bool) -> Store:
+    """A store under the card of today; raises `CorruptFile` when it is damaged, or is not what `strict` demands."""
     try:
         manifest = _Manifest.model_validate_json((path / "manifest.json").read_bytes())
-        card = TypeAdapter(Card).validate_python(manifest.card)
     except (ValidationError, OSError) as error:
         raise CorruptFile(f"{path}: its manifest cannot be read; delete the folder, it is rebuilt.") from error
     for name, size in manifest.sizes.items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             raise CorruptFile(f"{path / name}: missing or truncated; delete the folder, it is rebuilt.")
-    return Store(path, card, manifest.fingerprint, manifest.pools)
+    return Store(path, _counted(card, manifest.counts, strict), manifest.fingerprint, manifest.pools)

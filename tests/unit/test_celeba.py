@@ -72,7 +72,7 @@ def official_splits(train: tuple[int, ...]) -> Splits:
     splits: Splits = {}
     for name, counts in {"train": train, "val": (19_867, 0, 0, 0), "test": (19_962, 0, 0, 0)}.items():
         group = np.repeat(np.arange(4), counts)
-        splits[name] = Split(np.empty(0), group // 2, group[:, None] % 2)  # type: ignore[index]
+        splits[name] = Split(np.empty(len(group)), group // 2, group[:, None] % 2)  # type: ignore[index]
     return splits
 
 

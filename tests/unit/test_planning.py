@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from formats.drawn import write_drawn
 from helpers import Call
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.planning import Plan, Request, plan
 from worstgroup.benchmark.record import read, record_path
-from worstgroup.benchmark.registry import BACKBONES, load_plugin
+from worstgroup.benchmark.registry import BACKBONES, DATASETS, load_plugin
 from worstgroup.benchmark.runner import run_spec, runs_home
 from worstgroup.benchmark.spec import MethodName
 from worstgroup.leaderboard.verify import verify
@@ -91,6 +92,78 @@ def test_all_mistakes_are_told_at_once() -> None:
         "unknown dfr key 'nmin'",
         "setting exmap",
     ]
+
+
+# ------------------------------------------------------------------------------------------------------------ pixels
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    """The folder of the dataset `drawn`, which is registered."""
+    if "drawn" not in DATASETS:
+        load_plugin(Path(__file__).parents[1] / "fixtures" / "drawnset.py")
+    return write_drawn(tmp_path / "drawn")
+
+
+PIXELS: list[dict[str, str]] = [{}, {"data.size": "8"}, {"data.transform": "center"}]
+PIXELS += [{"data.transform": "center", "data.size": "9"}]
+
+
+def test_other_pixels_are_another_dataset(drawn: Path) -> None:
+    requests = [Request("drawn", method, seeds=(0,), settings=part) for part in PIXELS for method in ("erm", "dfr")]
+    made = plan(requests, drawn)
+    assert {name: store.card.image for name, store in made.stores.items()} == {
+        "drawn": (16, 16, 3),
+        "drawn[8px]": (8, 8, 3),
+        "drawn[center]": (12, 12, 3),
+        "drawn[center,9px]": (9, 9, 3),
+    }
+    blocks = [run.spec.block for run in made.runs if run.spec]
+    assert [block.dataset for block in blocks] == [name for name in made.stores for _ in range(2)]
+    assert len({block.fingerprint for block in blocks}) == len({block.key for block in blocks}) == len(PIXELS)
+    for name, store in made.stores.items():
+        assert store.split("val").images[:1].shape[1:] == store.card.image, name
+        assert store.card.counts == made.stores["drawn"].card.counts
+
+
+def test_the_usual_pixels_may_be_asked_for(drawn: Path) -> None:
+    usual = {"data.transform": "resize", "data.size": "16"}
+    by_name, by_default = (
+        plan([Request("drawn", "erm", seeds=(0,), settings=part)], drawn).runs for part in (usual, {})
+    )
+    assert by_name == by_default
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("data.size", "4", "data.size must be from 8 to 1024 pixels, got 4"),
+        ("data.size", "large", "data size=large: input should be a valid integer"),
+        ("data.sizes", "64", "unknown data key 'sizes'. Did you mean size?"),
+        ("data.transform", "centre", "drawn has no transform 'centre': give data.transform one of resize, center"),
+    ],
+)
+def test_pixels_that_a_dataset_does_not_have(drawn: Path, home: Path, key: str, value: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        plan([Request("drawn", "erm", settings={key: value})], drawn)
+    assert str(error.value).startswith(says)
+    assert not home.exists()
+
+
+def test_a_dataset_that_is_not_read_from_pictures_has_no_other_pixels() -> None:
+    (problem,) = problems("erm", data__size="8")
+    assert problem == "tiny has no data.transform and no data.size: its pixels are not read from pictures"
+
+
+def test_a_run_on_other_pixels_is_recorded_under_their_name(drawn: Path) -> None:
+    made = plan([Request("drawn", "erm", seeds=(0,), settings={"data.size": "8"})], drawn)
+    spec = made.runs[0].spec
+    assert spec is not None
+    record = run_spec(spec, made.stores["drawn[8px]"])
+    assert (record.status, record.dataset) == ("finished", "drawn[8px]")
+    found = record_path(runs_home(), spec)
+    assert read(found).dataset == "drawn[8px]"
+    assert verify(found).problems == ()
 
 
 # --------------------------------------------------------------------------------------------------------- backbones

@@ -1,6 +1,7 @@
-"""The uint8 store, and the embedded dataset in it."""
+"""The store over its pools of pixels, and the embedded dataset in it."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,16 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from formats.drawn import COUNTS, write_drawn
+from PIL import Image
+from torchvision import transforms
+from worstgroup.benchmark import pools
+from worstgroup.benchmark import store as module
+from worstgroup.benchmark.data import Pixels
 from worstgroup.benchmark.errors import CorruptFile, MissingData, UserError
 from worstgroup.benchmark.home import TEMPORARY, data_home
-from worstgroup.benchmark.planning import make_dataset
-from worstgroup.benchmark.registry import DATASETS
+from worstgroup.benchmark.pictures import Pictures
+from worstgroup.benchmark.planning import Request, make_dataset, plan
+from worstgroup.benchmark.pools import pool_path
+from worstgroup.benchmark.registry import DATASETS, load_plugin
 from worstgroup.benchmark.spec import SPLITS, Card
 from worstgroup.benchmark.store import Dataset, Split, Store, check_counts, open_store
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
-FINGERPRINTS = {"digits2": "00a2bb86e35d895a", "digits2:balval": "a30f4cb1e9f6dbdf"}
+FINGERPRINTS = {"digits2": "052c2b2f49e1ea8e", "digits2:balval": "2a44a0907bed42c0"}
 """Pixels and labels of the embedded dataset: these change only together with its `version`, and then on purpose."""
 
 
@@ -40,10 +50,15 @@ def open_tiny(name: str = "tiny") -> Store:
     return open_store(*make_dataset(name))
 
 
+def lying(part: str) -> list[Path]:
+    """What lies in `store` or `pixels`, hidden things included, but for the notes of which store was last opened."""
+    folder = data_home() / part
+    return sorted(path for path in folder.iterdir() if path.suffix != ".latest") if folder.exists() else []
+
+
 def folders() -> list[Path]:
-    """What lies in the store folder, hidden things included."""
-    folder = data_home() / "store"
-    return sorted(folder.iterdir()) if folder.exists() else []
+    """All stores and pools."""
+    return [*lying("store"), *lying("pixels")]
 
 
 # ---------------------------------------------------------------------------------------------------------- building
@@ -53,7 +68,8 @@ def test_the_second_opening_loads_nothing(loads: list[str]) -> None:
     first, second = open_tiny(), open_tiny()
     assert loads == ["tiny"]
     assert first == second
-    assert folders() == [first.path]
+    assert lying("store") == [first.path]
+    assert lying("pixels") == sorted(pool_path(key) for key in first.pools.values())
 
 
 def test_the_store_gives_back_what_was_loaded(loads: list[str]) -> None:
@@ -130,13 +146,15 @@ class Breaking:
     def __init__(self, images: np.ndarray, error: Exception) -> None:
         self.images, self.error = images, error
 
+    key = "breaking"
+
     def __len__(self) -> int:
-        return 2 * 4096
+        return len(self.images)
 
     def __getitem__(self, index: slice) -> np.ndarray:
         if index.start:
             raise self.error
-        return np.resize(self.images, (4096, *self.images.shape[1:]))
+        return self.images[index]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +165,11 @@ def test_a_failing_image_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, 
     splits = dataset.load(None)
     splits["val"] = replace(splits["val"], images=Breaking(np.asarray(splits["val"].images), error))
     monkeypatch.setattr(dataset, "load", lambda root: splits)
+    monkeypatch.setattr(pools, "CHUNK_BYTES", 40 * 16 * 16 * 3)
     with pytest.raises((ValueError, UserError), match=says):
         open_store(dataset, card)
-    assert folders() == []
+    assert lying("store") == []
+    assert len(lying("pixels")) == 1  # train was there before
 
 
 def test_wrong_counts_are_refused() -> None:
@@ -223,21 +243,277 @@ def test_a_damaged_manifest_is_named(damage: str) -> None:
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["val.images.npy", "test.labels.npz"])
-def test_a_missing_file_is_named(name: str) -> None:
-    path = open_tiny().path
-    (path / name).unlink()
-    with pytest.raises(CorruptFile, match=name) as error:
-        open_tiny()
-    assert str(path) in str(error.value)
+def part_of(store: Store, name: str) -> Path:
+    """The file of the val split that is called so."""
+    return (pool_path(store.pools["val"]) if name == "images.npy" else store.path) / name
 
 
-@pytest.mark.parametrize("name", ["val.images.npy", "val.labels.npz"])
-def test_a_truncated_file_is_named(name: str) -> None:
-    store = open_tiny()
-    truncate(store.path / name)
-    with pytest.raises(CorruptFile, match=name):
+@pytest.mark.parametrize("name", ["images.npy", "val.labels.npz"])
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, lambda path: path.write_bytes(b"")])
+def test_a_missing_or_truncated_file_is_named(name: str, damage: Callable[[Path], object]) -> None:
+    path = part_of(open_tiny(), name)
+    damage(path)
+    with pytest.raises(CorruptFile, match="delete the folder, it is rebuilt") as error:
         open_tiny().split("val")
+    assert str(path.parent) in str(error.value)
+
+
+def test_altered_labels_are_named() -> None:
+    path = part_of(open_tiny(), "val.labels.npz")
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"val\.labels\.npz: cannot be read; delete the folder"):
+        open_tiny().split("val")
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"y": np.zeros(3, int)}, "the val split has parts of different lengths: {'y': 3, 'a': 48, 'unit': 48"),
+        ({"rows": np.arange(47)}, "parts of different lengths"),
+        ({"rows": np.arange(1, 49)}, "the val split has 48 examples, 48 images do not fit them"),
+        ({"rows": np.arange(-1, 47)}, "48 images do not fit them"),
+        ({"images": np.zeros((50, 16, 16, 3), np.uint8)}, "the val split has 48 examples, 50 images do not fit them"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(part: dict[str, Any], says: str) -> None:
+    dataset, card = make_dataset("tiny")
+    splits = dataset.load(None)
+    unit = {} if "y" not in part else {"unit": np.arange(48)}
+    splits["val"] = replace(splits["val"], **part, **unit)
+    with pytest.raises(CorruptFile) as error:
+        check_counts(card, splits)
+    assert says in str(error.value)
+
+
+def test_a_store_is_opened_under_the_card_of_today() -> None:
+    """What a card says about the same files may be corrected without building anything again."""
+    dataset, card = make_dataset("tiny")
+    first = open_store(dataset, card)
+    today = replace(card, mean=(0.4, 0.4, 0.4), share_labels=False, notes=("corrected",))
+    second = open_store(dataset, today)
+    assert second.path == first.path
+    assert second.card == replace(today, counts=first.card.counts)
+    with pytest.raises(CorruptFile, match="the val split has group counts"):
+        open_store(dataset, replace(card, counts={"val": (48, 0, 0, 0, 0, 0, 0, 0)}))
+
+
+# ----------------------------------------------------------------------------------------------- pictures in files
+
+PLUGIN = Path(__file__).parents[1] / "fixtures" / "drawnset.py"
+CUSTOM = {**COUNTS, "val": (1, 2, 1, 1)}
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    """The folder of the dataset `drawn`, which is registered."""
+    if "drawn" not in DATASETS:
+        load_plugin(PLUGIN)
+    return write_drawn(tmp_path / "raw" / "drawn")
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures each request for pixels decoded."""
+    get, seen = Pictures.__getitem__, list[int]()
+
+    def counted(self: Pictures, index: slice) -> Any:
+        found = get(self, index)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(Pictures, "__getitem__", counted)
+    return seen
+
+
+def open_drawn(
+    root: Path | None, name: str = "drawn", strict: bool = False, unasked: bool = False, **settings: str
+) -> Store:
+    dataset, card = make_dataset(name, root, settings)
+    return open_store(dataset, replace(card, fetch_unasked=unasked), root, strict=strict)
+
+
+def shown(store: Store, split: Any) -> np.ndarray:
+    """The images of a split's examples, in order."""
+    data = store.split(split)
+    return np.asarray(data.images[:])[data.image_rows()]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_evaluation_batches_are_torchvisions_bits(drawn: Path, split: Any) -> None:
+    store = open_drawn(drawn)
+    data, mean, std = store.split(split), store.card.mean, store.card.std
+    pixels = Pixels(data.images, data.y, mean, std, torch.device("cpu"), rows=data.rows)
+    steps = [transforms.Resize((20, 20)), transforms.CenterCrop(16), transforms.ToTensor()]
+    reference = transforms.Compose([*steps, transforms.Normalize(mean, std)])
+    lines = [line.split(",") for line in (drawn / "table.csv").read_text().splitlines()[1:]]
+    files = [drawn / name for name, number, *_ in lines if number == str(SPLITS.index(split))]
+    expected = torch.stack([reference(Image.open(path).convert("RGB")) for path in files])
+    assert torch.equal(torch.cat([batch.x for batch in pixels.batches(3)]), expected)
+    assert data.a[:, 0].tolist() == [int(frame) for _, number, _, frame in lines if number == str(SPLITS.index(split))]
+
+
+def test_splits_and_variants_share_one_pool(drawn: Path, decoded: list[int]) -> None:
+    store, swapped = open_drawn(drawn), open_drawn(drawn, "drawn:swapped")
+    assert decoded == [24]
+    assert len({*store.pools.values(), *swapped.pools.values()}) == len(lying("pixels")) == 1
+    assert store.path != swapped.path
+    assert store.fingerprint != swapped.fingerprint
+    assert np.array_equal(shown(store, "val"), shown(swapped, "test"))
+    assert np.array_equal(store.split("val").y, swapped.split("test").y)
+    assert store.card.counts == COUNTS
+
+
+def test_the_same_files_elsewhere_are_the_same_dataset(drawn: Path, tmp_path: Path, decoded: list[int]) -> None:
+    elsewhere = shutil.copytree(drawn, tmp_path / "elsewhere")
+    assert open_drawn(drawn) == open_drawn(elsewhere) == open_drawn(drawn.parent)
+    assert decoded == [24]
+
+
+def test_an_altered_picture_makes_another_store(drawn: Path) -> None:
+    before = open_drawn(drawn)
+    picture = next((drawn / "pictures").iterdir())
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(picture)
+    after = open_drawn(drawn)
+    assert after.path != before.path
+    assert after.fingerprint != before.fingerprint
+
+
+def test_a_broken_picture_is_named_with_its_line_and_leaves_nothing(drawn: Path) -> None:
+    picture = drawn / "pictures" / "val_12.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    with pytest.raises(CorruptFile, match=r"val_12\.png \(line 14 of the table\): cannot be decoded"):
+        open_drawn(drawn)
+    assert folders() == []
+
+
+def test_a_missing_picture_is_named(drawn: Path) -> None:
+    (drawn / "pictures" / "val_12.png").unlink()
+    with pytest.raises(CorruptFile, match=r"val_12\.png \(line 14 of the table\): cannot be read"):
+        open_drawn(drawn)
+    assert folders() == []
+
+
+def test_a_deleted_pool_is_rebuilt_from_the_files(drawn: Path, decoded: list[int]) -> None:
+    store = open_drawn(drawn)
+    before = shown(store, "test")
+    shutil.rmtree(pool_path(store.pools["test"]))
+    assert open_drawn(drawn) == store
+    assert decoded == [24, 24]
+    assert np.array_equal(shown(store, "test"), before)
+
+
+# ---------------------------------------------------------------------------------------------------- other counts
+
+
+def test_files_with_other_counts_are_a_dataset_of_their_own(drawn: Path, tmp_path: Path) -> None:
+    official = open_drawn(drawn)
+    custom = open_drawn(write_drawn(tmp_path / "custom", CUSTOM))
+    again = open_drawn(tmp_path / "custom")
+    assert custom == again
+    assert custom.card.name == "drawn[custom]"
+    assert custom.card.counts == CUSTOM
+    assert custom.card.attributes[0].train_ratio is None
+    assert "Not the official files" in custom.card.notes[0]
+    assert custom.fingerprint != official.fingerprint
+    assert open_drawn(drawn).card.name == "drawn"
+    assert open_drawn(tmp_path / "custom", size="8").card.name == "drawn[8px,custom]"
+
+
+def test_strict_takes_official_files_only(drawn: Path, tmp_path: Path, decoded: list[int]) -> None:
+    assert open_drawn(drawn, strict=True).card.name == "drawn"
+    custom = write_drawn(data_home() / "drawn", CUSTOM)
+    says = r"drawn: the val split has group counts \(1, 2, 1, 1\), the card says \(2, 1, 1, 2\)\. The files are not"
+    del decoded[:]
+    with pytest.raises(CorruptFile, match=says):
+        open_drawn(custom, strict=True)
+    assert decoded == []  # told before anything is decoded
+    open_drawn(None)
+    with pytest.raises(CorruptFile, match=f"{says} the official ones. Without --strict they are taken"):
+        open_drawn(None, strict=True)
+    shutil.rmtree(custom)
+    with pytest.raises(CorruptFile, match=says):  # what was prepared is no better
+        open_drawn(None, strict=True)
+    assert open_drawn(None).card.name == "drawn[custom]"
+
+
+def test_a_plan_names_the_custom_dataset_and_may_be_strict(tmp_path: Path, drawn: Path) -> None:
+    custom = write_drawn(tmp_path / "custom", CUSTOM)
+    request = Request("drawn", "erm", seeds=(0,))
+    made = plan([request], custom)
+    (store,) = made.stores.values()
+    assert list(made.stores) == ["drawn[custom]"]
+    spec = made.runs[0].spec
+    assert spec is not None
+    assert (spec.block.dataset, spec.block.fingerprint) == ("drawn[custom]", store.fingerprint)
+    with pytest.raises(CorruptFile, match="Without --strict"):
+        plan([request], custom, strict=True)
+
+
+def test_sizes_are_checked_where_counts_are_not_known(drawn: Path, tmp_path: Path) -> None:
+    assert open_drawn(drawn, "drawn:sized").card.counts == COUNTS
+    with pytest.raises(CorruptFile, match=r"drawn:sized: the val split has 5 images, the card says 6.* Replace them"):
+        open_drawn(write_drawn(tmp_path / "custom", CUSTOM), "drawn:sized")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_empty_split_is_refused(tmp_path: Path, drawn: Path, split: str) -> None:
+    root = write_drawn(tmp_path / "custom", {**COUNTS, split: (0, 0, 0, 0)})
+    with pytest.raises(CorruptFile, match=f"drawn: the {split} split is empty"):
+        open_drawn(root)
+    assert folders() == []
+
+
+# ----------------------------------------------------------------------------------------- files that are gone, fetch
+
+
+def test_a_prepared_store_opens_when_the_files_are_gone(drawn: Path) -> None:
+    small = open_drawn(drawn, size="8")
+    store = open_drawn(drawn)
+    before = shown(store, "train")
+    shutil.rmtree(drawn)
+    assert open_drawn(None) == store
+    assert open_drawn(None, size="8") == small
+    assert np.array_equal(shown(open_drawn(None), "train"), before)
+    for name, root in (("drawn:swapped", None), ("drawn", drawn), ("drawn", drawn.parent)):
+        with pytest.raises(MissingData):
+            open_drawn(root, name)
+
+
+def test_a_store_without_its_pixels_is_not_prepared(drawn: Path) -> None:
+    store = open_drawn(drawn)
+    shutil.rmtree(drawn)
+    shutil.rmtree(pool_path(store.pools["train"]))
+    with pytest.raises(MissingData, match="Let a test draw it"):
+        open_drawn(None)
+
+
+def test_fetching_comes_last(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    def fetch(card: Card, report: object) -> list[Path]:
+        fetched.append(card.name)
+        return [write_drawn(data_home() / "drawn")]
+
+    monkeypatch.setattr(module, "fetch_dataset", fetch)
+    with pytest.raises(MissingData):
+        open_drawn(drawn / "pictures", unasked=True)
+    store = open_drawn(drawn)
+    shutil.rmtree(drawn)
+    assert open_drawn(None, unasked=True).path == store.path
+    with pytest.raises(MissingData, match="Let a test draw it"):
+        open_drawn(None, "drawn:swapped")
+    assert fetched == []
+    assert open_drawn(None, "drawn:swapped", unasked=True).card.name == "drawn:swapped"
+    assert fetched == ["drawn:swapped"]
+    assert open_drawn(None) == store  # the same pictures
+
+
+def test_a_fetch_that_brings_nothing(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fetch_dataset", lambda card, report: [])
+    with pytest.raises(MissingData, match="Let a test draw it"):
+        open_drawn(None, unasked=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- digits2
@@ -253,7 +529,7 @@ def test_the_embedded_pixels_are_the_same_everywhere(name: str) -> None:
 
 
 def test_the_tiny_pixels_are_the_same_everywhere() -> None:
-    assert open_tiny().fingerprint == "37a0e594d376c6b4"
+    assert open_tiny().fingerprint == "63a1d5195d2d4491"
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
