@@ -55,8 +55,16 @@ class Pictures:
         return len(self.files)
 
     def __getitem__(self, index: slice) -> NDArray[np.uint8]:
+        rows = range(len(self))[index]
+        pixels = np.empty((len(rows), *self.transform.image, 3), np.uint8)
+
+        def read(at: int) -> None:
+            pixels[at] = self._read(rows[at])
+
         with ThreadPoolExecutor(_cores()) as threads:  # PIL decodes and resizes without the interpreter's lock
-            return np.stack(list(threads.map(self._read, range(len(self))[index])))
+            for _ in threads.map(read, range(len(rows))):
+                pass
+        return pixels
 
     @cached_property
     def key(self) -> str:

@@ -8,7 +8,9 @@ and appears under its name when it is whole.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -148,9 +150,9 @@ def _write(work: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, 
             chunks.append(sha)
         file.truncate()
         journal.write_text("".join(f"{sha}\n" for sha in chunks))
-        with journal.open("a") as notes:
-            for start in range(len(chunks) * step, shape[0], step):
-                pixels = _pixels(source, start, min(start + step, shape[0]), shape[1:], dtype, what)
+        starts = range(len(chunks) * step, shape[0], step)
+        with journal.open("a") as notes, closing(_ahead(source, starts, shape, dtype, what)) as decoded:
+            for start, pixels in zip(starts, decoded, strict=True):
                 file.write(pixels.data)
                 file.flush()
                 chunks.append(hashlib.sha256(pixels.data).hexdigest())
@@ -159,6 +161,23 @@ def _write(work: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, 
                 report(what, start + len(pixels), shape[0])
         os.fsync(file.fileno())
     return chunks
+
+
+def _ahead(
+    source: ImageSource, starts: range, shape: tuple[int, ...], dtype: str, what: str
+) -> Generator[NDArray[Any], None, None]:
+    """Chunks in order; the next one is decoded while one is hashed and written."""
+
+    def chunk(start: int) -> NDArray[Any]:
+        return _pixels(source, start, min(start + starts.step, shape[0]), shape[1:], dtype, what)
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting = [thread.submit(chunk, start) for start in starts[:1]]
+        for following in (*starts[1:], None):
+            pixels = waiting.pop().result()
+            if following is not None:
+                waiting.append(thread.submit(chunk, following))
+            yield pixels
 
 
 def check_pool(key: str) -> str:

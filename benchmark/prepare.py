@@ -5,7 +5,7 @@ from pathlib import Path
 from .download import fetch_dataset
 from .errors import CorruptFile, MissingData, UserError
 from .planning import make_dataset
-from .pools import Report, check_pool
+from .pools import Report, check_pool, pool_path
 from .spec import Card
 from .store import Store, open_store
 
@@ -19,12 +19,13 @@ def prepare(
     settings: dict[str, str] | None = None,
     report: Report = lambda what, done, total: None,
 ) -> Store:
-    """The store of a dataset, built if need be, with every byte of its pixels checked.
+    """The store of a dataset, built if need be; of one that was there every byte of the pixels is checked.
 
     Raises `MissingData` with what to put where, `CorruptFile` for broken or foreign files, `DiskError`.
     """
     if download and root is not None:
         raise UserError("--download fetches into the data home, --root names a folder that is there: give one of them")
+    before = {path.name for path in pool_path("").glob("*")}
     try:
         dataset, card = make_dataset(name, root, settings)
         store = open_store(dataset, card, root, strict=strict, report=report)
@@ -34,7 +35,7 @@ def prepare(
             raise MissingData(f"{missing} {_hint(card)}".rstrip()) from missing
         fetch_dataset(card, report)
         store = open_store(dataset, card, strict=strict, report=report)
-    for key in dict.fromkeys(store.pools.values()):
+    for key in before.intersection(store.pools.values()):  # those made just now need no second look
         problem = check_pool(key)
         if problem:
             raise CorruptFile(problem)
