@@ -196,7 +196,7 @@ def environment(session: str) -> dict[str, Any]:
     """Device and versions that a result was made with."""
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    packages = ("worstgroup", "torch", "torchvision", "numpy", "scikit-learn")
+    packages = ("worstgroup", "torch", "torchvision", "numpy", "scikit-learn", "pillow")
     return {
         "device": name,
         "device_type": device.type,
