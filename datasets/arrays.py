@@ -41,7 +41,9 @@ def _read_parquet(path: Path) -> Arrays:
     try:
         table = pd.read_parquet(path, engine="pyarrow")
     except ImportError as error:
-        raise UserError(f"{path}: reading .parquet needs pyarrow: `pip install "worstgroup[parquet]"`, or save an .npz") from error
+        raise UserError(
+            f"{path}: reading .parquet needs pyarrow: `pip install worstgroup[parquet]`, or save an .npz"
+        ) from error
     dims = sorted((name for name in table.columns if re.fullmatch(r"f\d+", name)), key=lambda name: int(name[1:]))
     if dims and ("features" in table or dims != [f"f{i}" for i in range(len(dims))]):
         raise CorruptFile(f"{path}: features must be either one column called so or f0, f1, ... without a gap")
