@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 CHECK_EVERY = 50
 """Steps between looks at the losses: each look waits for the device."""
-EVAL_BATCH = 512
+EVAL_VALUES = {"cpu": 2**21, "cuda": 2**25}
+"""Pixel values of an evaluation batch: on a processor 512 images of 32 px, or 32 of 224 px."""
 
 ConfigT = TypeVar("ConfigT")
 Predictions = NDArray[np.int16]
@@ -246,8 +247,10 @@ def _check_finite(losses: list[Tensor], stage: str, epoch: int) -> None:
 def predict(function: Callable[[Tensor], Tensor], model: nn.Module, pixels: Pixels, recipe: Recipe) -> Tensor:
     """Outputs (n, ...) of a function of `model`, float32 on the CPU, in evaluation mode and dataset order."""
     model.eval()
+    values = EVAL_VALUES.get(pixels.device.type, EVAL_VALUES["cuda"])
+    size = min(512, max(32, values // pixels.stored(0).numel()))  # maps of many large images fill the memory
     with autocast(recipe, pixels.device):
-        return torch.cat([function(batch.x).float().cpu() for batch in pixels.batches(EVAL_BATCH)])
+        return torch.cat([function(batch.x).float().cpu() for batch in pixels.batches(size)])
 
 
 def _evaluate(model: "Backbone", training: Training, train_loss: float) -> Epoch:
