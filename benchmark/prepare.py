@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .download import fetch_dataset
 from .errors import CorruptFile, MissingData, UserError
-from .planning import make_dataset
+from .planning import find_card, make_dataset
 from .pools import Report, check_pool, pool_path
 from .spec import Card
 from .store import Store, open_store
@@ -30,10 +30,10 @@ def prepare(
         dataset, card = make_dataset(name, root, settings)
         store = open_store(dataset, card, root, strict=strict, report=report)
     except MissingData as missing:
-        dataset, card = make_dataset(name, None, settings)
         if not download:
-            raise MissingData(f"{missing} {_hint(card)}".rstrip()) from missing
-        fetch_dataset(card, report)
+            raise MissingData(_advised(str(missing), find_card(name)[1])) from missing
+        fetch_dataset(find_card(name)[1], report)
+        dataset, card = make_dataset(name, None, settings)
         store = open_store(dataset, card, strict=strict, report=report)
     for key in before.intersection(store.pools.values()):  # those made just now need no second look
         problem = check_pool(key)
@@ -42,9 +42,10 @@ def prepare(
     return store
 
 
-def _hint(card: Card) -> str:
-    """What to do about missing files, beyond what the reader said."""
+def _advised(message: str, card: Card) -> str:
+    """What a reader said of missing files, and what to do about them where it did not say that, too."""
     if card.by_hand:
-        return card.by_hand
+        return message if card.by_hand in message else f"{message} {card.by_hand}"
     fetchable = card.sources and all(source.urls for source in card.sources)
-    return f"`worstgroup prepare {card.name} --download` fetches it. Licence: {card.licence}." if fetchable else ""
+    hint = f" `worstgroup prepare {card.name} --download` fetches it. Licence: {card.licence}." if fetchable else ""
+    return message + hint

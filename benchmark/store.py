@@ -24,7 +24,7 @@ from .home import data_home, lock, write_bytes, write_folder
 from .pools import ImageSource, Report, ensure_pool, has_pool, open_pool, pool_key
 from .spec import SPLITS, Attribute, Card, SplitName, digest
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +210,7 @@ def search(relative: str, root: Path | None, *, what: str) -> list[Path]:
     beside a checkout. Raises `MissingData` when `root` is given and is no folder.
     """
     if root is not None and not root.is_dir():
-        raise MissingData(f"{what}: --root {root} is not a folder")
+        raise MissingData(f"{what}: --root {root} is not a folder.")
     places = [root] if root is not None else [data_home(), Path(__file__).resolve().parents[2] / "shared" / "data"]
     return [folder for place in places for folder in (place / relative, place) if folder.is_dir()]
 
@@ -225,11 +225,15 @@ def _fetch(card: Card, missing: MissingData, report: Report) -> None:
         raise MissingData(f"{missing} {error}") from error
 
 
+def _meaning(card: Card) -> list[Any]:
+    """What labels mean: the same numbers under other names are another dataset."""
+    return [card.classes, [asdict(attribute) for attribute in card.attributes], card.environments]
+
+
 def _asset(card: Card) -> list[Any]:
     """What of a card decides what is stored."""
-    attributes = [asdict(attribute) for attribute in card.attributes]
     pixels = asdict(card.pixels) if card.transforms else None
-    return [card.classes, attributes, card.image, card.dtype, pixels, card.environments, card.params]
+    return [_meaning(card), card.image, card.dtype, pixels, card.params]
 
 
 def _slug(name: str) -> str:
@@ -294,7 +298,7 @@ def _ensure_pools(splits: Splits, card: Card, report: Report) -> dict[SplitName,
 
 
 def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report) -> None:
-    counts = found_card(card, splits, strict).counts
+    found = found_card(card, splits, strict)
     pools = _ensure_pools(splits, card, report)
 
     def fill(folder: Path) -> None:
@@ -304,11 +308,11 @@ def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report)
         labels: dict[SplitName, str] = {name: split_hash(splits[name]) for name in SPLITS}
         manifest = _Manifest(
             card=card.name,
-            counts=counts,
+            counts=found.counts,
             labels=labels,
             pools=pools,
             sizes={file: (folder / file).stat().st_size for file in files},
-            fingerprint=digest([labels, pools])[:16],
+            fingerprint=digest([_meaning(found), labels, pools])[:16],
         )
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1))
 

@@ -139,19 +139,28 @@ EX2L = replace(
 def environment_counts(sizes: ArrayLike, percent: ArrayLike, available: NDArray[np.int64]) -> NDArray[np.int64]:
     """Pictures of each group in each environment (E, G), for sizes (E,) and percentages (E, G).
 
-    Where a group of the files has too few, all counts are reduced by the same factor until none is needed twice.
+    Where a group of the files has too few, all counts are reduced by the same factor until none is needed twice, but no
+    group of an environment is left without any.
     """
     counts: NDArray[np.int64] = np.rint(np.asarray(sizes)[:, None] * np.asarray(percent) / 100).astype(np.int64)
     wanted = counts.sum(0)
-    fits = (available[wanted > 0] / wanted[wanted > 0]).min()
-    return counts if fits >= 1 else np.floor(counts * fits).astype(np.int64)
+    fits = min(1.0, (available[wanted > 0] / wanted[wanted > 0]).min())
+    return np.asarray(np.maximum(counts > 0, np.floor(counts * fits)), np.int64)
 
 
-def draw_environments(split: Split, shape: tuple[int, ...], params: dict[str, Any]) -> Split:
-    """The examples of a split that are drawn for the environments, each for one at most, in the split's order."""
-    group = group_index(split.y, split.a, shape)
-    available = np.bincount(group, minlength=int(np.prod(shape)))
+def draw_environments(split: Split, card: Card) -> Split:
+    """The examples of a split that are drawn for the environments, each for one at most, in the split's order.
+
+    Raises `UserError` where a group has fewer pictures than there are environments that show it.
+    """
+    params = card.params
+    group = group_index(split.y, split.a, card.shape)
+    available = np.bincount(group, minlength=card.num_groups)
     counts = environment_counts(params["sizes"], params["percent"], available)
+    for name, has, shown in zip(card.group_names(), available, (counts > 0).sum(0), strict=True):
+        require(
+            has >= shown, f"{card.name}: {shown} environments need as many train pictures of {name}, there are {has}"
+        )
     random = np.random.RandomState(params["seed"])
     env = np.full(len(split), -1)
     for g, drawn in enumerate(counts.T):
@@ -193,5 +202,5 @@ class CelebA(FileDataset):
             rows = np.flatnonzero(table.columns["split"] == code)
             splits[split] = Split(pictures, y[rows], a[rows, None], rows=rows)
         if self.card.environments:
-            splits["train"] = draw_environments(splits["train"], self.card.shape, params)
+            splits["train"] = draw_environments(splits["train"], self.card)
         return splits

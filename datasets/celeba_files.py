@@ -4,9 +4,9 @@ Rows are joined by the stem of the picture's name and sorted by it, so that ever
 the same order. Tables are read line by line: 202,599 rows of 41 cells take less than a second.
 """
 
-import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import getitem, itemgetter
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..benchmark.errors import CorruptFile, MissingData
-from .tables import PICTURES, SPLIT_IDS, safe_path
+from .tables import PICTURES, SPLIT_IDS, read_csv, safe_path
 
 LISTS = ("list_attr_celeba", "list_eval_partition")
 """The official lists, as .txt or .csv; some copies of the .csv are separated by blanks."""
@@ -154,20 +154,18 @@ def _open(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]], int |
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptFile(f"{path}: cannot be read as text: {error}") from error
     first, second = (line.split() for line in (*lines[:2], "", "")[:2])
-    if len(first) == 1 and first[0].isdigit():
-        return ["image_id", *second], _split(lines, 2, comma=False), int(first[0])
+    if len(first) == 1 and re.fullmatch(r"[0-9]{1,18}", first[0]):
+        return ["image_id", *second], _split(lines[2:], 3), int(first[0])
     if first and first[0].lower().endswith(PICTURES):
-        return ["image_id", "partition"], _split(lines, 0, comma=False), None
-    comma = "," in "".join(first)
-    header = next(_split(lines, 0, comma=comma), (0, []))[1]
-    return [name.strip() for name in header], _split(lines, 1, comma=comma), None
+        return ["image_id", "partition"], _split(lines, 1), None
+    rows = ((line, row) for line, row in read_csv(lines, path) if row) if "," in "".join(first) else _split(lines, 1)
+    header = next(rows, (0, []))[1]
+    return [name.strip() for name in header], rows, None
 
 
-def _split(lines: list[str], start: int, *, comma: bool) -> Iterator[tuple[int, list[str]]]:
-    rows: Iterable[list[str]] = (
-        csv.reader(lines[start:], skipinitialspace=True) if comma else (line.split() for line in lines[start:])
-    )
-    return ((line, row) for line, row in enumerate(rows, start=start + 1) if row)
+def _split(lines: list[str], first: int) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) between blanks."""
+    return ((line, row) for line, row in enumerate(map(str.split, lines), start=first) if row)
 
 
 def _unknown(path: Path, line: int, cells: list[str], codes: Mapping[str, Mapping[str, int]]) -> CorruptFile:

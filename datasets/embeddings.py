@@ -120,7 +120,7 @@ def find(card_name: str, root: Path | None) -> Path:
         raise UserError(f"{card_name}: {folder} holds {names}; name one of them by --root FILE")
     if not found:
         looked = f"no {name or '*'}{'|'.join(READERS)} in {folder}" if folder else "--root FILE is missing"
-        raise MissingData(f"{card_name}: {looked}. {_ARRAYS} {_TABLE}")
+        raise MissingData(f"{card_name}: {looked}. {CARD.by_hand}")
     return found[0]
 
 
@@ -162,11 +162,11 @@ def _features(found: NDArray[Any], path: Path) -> NDArray[np.float32]:
 def _labels(arrays: Arrays, path: Path) -> Labels:
     a = arrays["a"]
     usual = ["attribute"] if a.shape[1] == 1 else [f"attribute_{k}" for k in range(a.shape[1])]
-    names = arrays["attribute_names"].tolist() if "attribute_names" in arrays else usual
+    names = _names(arrays, "attribute_names", path) or usual
     if not names or len(names) != a.shape[1]:
         raise CorruptFile(f"{path}: has {a.shape[1]} attributes in a and {len(names)} attribute_names")
-    y = _column("y", arrays["y"], arrays.get("classes"), path)
-    attributes = tuple(_column(str(n), a[:, k], arrays.get(f"values_{k}"), path) for k, n in enumerate(names))
+    y = _column("y", arrays["y"], _names(arrays, "classes", path), path)
+    attributes = tuple(_column(n, a[:, k], _names(arrays, f"values_{k}", path), path) for k, n in enumerate(names))
     splits = read_column("split", _texts("split", arrays["split"], path), _row(path))
     unknown = [i for i, name in enumerate(splits.values) if name not in SPLIT_NAMES]
     if unknown:
@@ -175,12 +175,21 @@ def _labels(arrays: Arrays, path: Path) -> Labels:
     return Labels(y, attributes, np.array([SPLIT_NAMES[name] for name in splits.values])[splits.codes])
 
 
-def _column(name: str, cells: NDArray[Any], given: NDArray[Any] | None, path: Path) -> Column:
-    """A column of names, or of numbers of the `given` names."""
+def _names(arrays: Arrays, key: str, path: Path) -> list[str] | None:
+    """The names in an array of text (n,), or None where the file has no such array."""
+    found = arrays.get(key)
+    if found is None:
+        return None
+    if found.ndim != 1 or found.dtype.kind != "U" or not all(map(str.strip, found.tolist())):
+        raise CorruptFile(f"{path}: {key} must be names in an array of text (n,), got {found.dtype} {found.tolist()!r}")
+    return list(map(str, found.tolist()))
+
+
+def _column(name: str, cells: NDArray[Any], values: list[str] | None, path: Path) -> Column:
+    """A column of names, or of numbers of the names in `values`."""
     column = read_column(name, _texts(name, cells, path), _row(path))
-    if given is None:
+    if values is None:
         return column
-    values = tuple(map(str, given.tolist()))
     if len(set(values)) < len(values):
         raise CorruptFile(f"{path}: two names of {name} are the same: {', '.join(values)}")
     known = {value if cells.dtype.kind == "U" else str(i): i for i, value in enumerate(values)}
@@ -190,13 +199,13 @@ def _column(name: str, cells: NDArray[Any], given: NDArray[Any] | None, path: Pa
             raise CorruptFile(
                 f"{path}: row {row}: {name} is {value}, the file names {len(values)}: {', '.join(values)}"
             )
-    return Column(name, values, np.array([known[value] for value in column.values], np.int64)[column.codes])
+    return Column(name, tuple(values), np.array([known[value] for value in column.values], np.int64)[column.codes])
 
 
 def _texts(name: str, cells: NDArray[Any], path: Path) -> NDArray[np.str_]:
     """Names as they are, whole numbers as text."""
     if cells.dtype.kind == "f":
-        whole = np.isfinite(cells) & (cells == np.floor(cells))
+        whole = (cells == np.floor(cells)) & (np.abs(cells) < 2**53)  # NaN and what int64 cannot hold are not
         if not whole.all():
             row = int((~whole).argmax())
             raise CorruptFile(f"{path}: row {row}: {name} is {cells[row]}, it must be a name or a whole number")
@@ -223,8 +232,8 @@ def _changes(arrays: Arrays, labels: Labels, path: Path) -> dict[str, Any]:
     shape = (len(labels.attributes), len(labels.y.values))
     if table.shape != shape or table.dtype.kind not in "iu" or (table < 0).any() or (table >= most).any():
         raise CorruptFile(f"{path}: aligned must number a value of each class, for each attribute: {shape}")
-    if ratio.shape != shape[:1] or ratio.dtype.kind != "f":
-        raise CorruptFile(f"{path}: train_ratio must be {len(labels.attributes)} numbers (NaN: none)")
+    if ratio.shape != shape[:1] or ratio.dtype.kind != "f" or (ratio < 0).any() or (ratio > 1).any():
+        raise CorruptFile(f"{path}: train_ratio must be {len(labels.attributes)} numbers from 0 to 1 (NaN: none)")
     attributes = tuple(
         Attribute(column.name, column.values, tuple(row.tolist()), None if np.isnan(share) else float(share))
         for column, row, share in zip(labels.attributes, table, ratio, strict=True)

@@ -104,7 +104,7 @@ def find(card_name: str, root: Path | None) -> Path:
             return folder
     looked = " or ".join(dict.fromkeys(map(str, places)))
     lacking = f"neither {TABLE} nor a folder train lies in {looked}" if places else "--root DIR is missing"
-    raise MissingData(f"{card_name}: {lacking}. {' '.join(_LAYOUTS)}")
+    raise MissingData(f"{card_name}: {lacking}. {CARD.by_hand}")
 
 
 def read(folder: Path) -> Listing:

@@ -6,6 +6,8 @@ Classes and values are texts, sorted, in numeric order where all of them are num
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,14 +74,20 @@ class Labels:
 
 
 def read_column(name: str, cells: NDArray[np.str_], where: Where) -> Column:
-    """A column of texts (n,); raises `CorruptFile` for an empty cell and for a negative number."""
+    """A column of texts (n,); raises `CorruptFile` for an empty cell, a negative number, and one in two spellings."""
     found, first, codes = np.unique(cells, return_index=True, return_inverse=True)
     texts: list[str] = found.tolist()
     for text, row in zip(texts, first.tolist(), strict=True):
         if not text.strip() or (text.startswith("-") and _NUMBER.fullmatch(text)):
             raise CorruptFile(f"{where(row)}: {name} is {text!r}, it must be a name or a number from 0")
     if all(_NUMBER.fullmatch(text) for text in texts):
-        order = sorted(range(len(texts)), key=lambda i: (float(texts[i]), texts[i]))
+        numbers = [Decimal(text) for text in texts]
+        order = sorted(range(len(texts)), key=lambda i: numbers[i])
+        for i, j in pairwise(order):
+            if numbers[i] == numbers[j]:
+                raise CorruptFile(
+                    f"{where(first[j])}: {name} is {texts[j]!r}, the same number is {texts[i]!r} elsewhere"
+                )
         texts, codes = [texts[i] for i in order], np.argsort(order)[codes]
     return Column(name, tuple(texts), np.asarray(codes, np.int64))
 

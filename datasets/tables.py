@@ -5,7 +5,7 @@ Every column is read as text and checked on use, so that a message can name the 
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,23 +61,37 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     lines = text.splitlines()
     header = lines[0] if lines else ""
     if "," in header:
-        rows = list(csv.reader(lines))
+        rows = list(read_csv(lines, path))
     else:
-        rows = [line.split("\t") if "\t" in header else line.split() for line in lines]
-    rows = [[cell.strip() for cell in row] for row in rows]
-    names = rows[0] if rows else []
+        rows = [(n, line.split("\t") if "\t" in header else line.split()) for n, line in enumerate(lines, start=1)]
+    rows = [(line, [cell.strip() for cell in row]) for line, row in rows]
+    names = rows[0][1] if rows else []
     missing = [column for column in columns if column not in names]
     if missing:
         raise CorruptFile(f"{path}: has no column {', '.join(missing)}; its header is {header[:200]!r}")
     if len(set(names)) < len(names):
         raise CorruptFile(f"{path}: two columns have the same name; its header is {header[:200]!r}")
-    numbered = [(line, row) for line, row in enumerate(rows[1:], start=2) if any(row)]
+    numbered = [(line, row) for line, row in rows[1:] if any(row)]
     for line, row in numbered:
         if len(row) != len(names):
             raise CorruptFile(f"{path}: line {line} has {len(row)} cells, the header {len(names)}")
     if not numbered:
         raise CorruptFile(f"{path}: has a header and no rows")
     return pd.DataFrame([row for _, row in numbered], columns=names, index=[line for line, _ in numbered], dtype=str)
+
+
+def read_csv(lines: Sequence[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of every row, its cells between commas.
+
+    Raises `CorruptFile` for a quote that is not closed: it would swallow all rows behind it.
+    """
+    reader, line = csv.reader(lines, skipinitialspace=True, strict=True), 1
+    try:
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise CorruptFile(f"{path}: line {line}: cannot be split into cells: {error}") from error
 
 
 def codes(table: pd.DataFrame, column: str, values: Mapping[str, int], path: Path) -> NDArray[np.int64]:
@@ -93,7 +107,7 @@ def codes(table: pd.DataFrame, column: str, values: Mapping[str, int], path: Pat
 def safe_path(folder: Path, name: str, where: str) -> Path:
     """A file of the table below its folder; raises `CorruptFile` for a name that leads out of it."""
     path = Path(name.lstrip("/"))
-    if ".." in path.parts or not path.parts:
+    if ".." in path.parts or not path.parts or "\0" in name:
         raise CorruptFile(f"{where}: {name!r} is not a file below {folder}")
     return folder / path
 
@@ -103,7 +117,7 @@ def list_folders(what: str, folder: Path, names: Sequence[str], advice: str) -> 
 
     Raises `MissingData` with `advice` that names the folders without any picture.
     """
-    found = [_pictures(folder / name) for name in names]
+    found = [list_pictures(folder / name) for name in names]
     empty = [name for name, files in zip(names, found, strict=True) if not files]
     if empty:
         more = f" and {len(empty) - 8} more folders" if len(empty) > 8 else ""
@@ -111,7 +125,7 @@ def list_folders(what: str, folder: Path, names: Sequence[str], advice: str) -> 
     return found
 
 
-def _pictures(folder: Path) -> list[Path]:
+def list_pictures(folder: Path) -> list[Path]:
     """Sorted, without hidden files (`._x.png` is what macOS leaves in archives); none where there is no folder."""
     try:
         with os.scandir(folder) as entries:

@@ -128,8 +128,8 @@ def select_objects(
     try:
         content = json.loads(lvis.read_bytes())
         names = {entry["name"]: entry["id"] for entry in content["categories"]}
-        annotations = content["annotations"]
-    except (ValueError, KeyError, TypeError) as error:
+        annotations = list(content["annotations"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(f"{lvis}: is not the json of LVIS v1: {type(error).__name__}: {error}") from error
     wanted = {name: kind for kind, of in enumerate(KINDS) for name in categories[of]}
     unknown = [name for name in wanted if name not in names]

@@ -17,7 +17,7 @@ from ..benchmark.errors import CorruptFile, MissingData
 from ..benchmark.pictures import Pictures, plain
 from ..benchmark.spec import SPLITS, Transform
 from ..benchmark.store import Split, Splits
-from .tables import PICTURES, find_folder, safe_path
+from .tables import find_folder, list_pictures, safe_path
 from .waterbirds_release import check_size
 
 PARTS = "waterbirds_parts"
@@ -156,7 +156,7 @@ def choose_places(
     chosen: list[Path] = [Path()] * len(place)
     for kind, names in enumerate(categories):
         folders = [_place_folder(parts, name, what) for name in names]
-        found = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURES]
+        found = [path for folder in folders for path in list_pictures(folder)]
         birds = np.flatnonzero(place == kind)
         if len(found) < len(birds):
             raise MissingData(

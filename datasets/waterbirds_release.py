@@ -84,7 +84,7 @@ def read_release(what: str, root: Path | None) -> Release:
     `place_filename` is not read: the Places pictures are no part of the release.
     """
     folder = find_folder(what, FOLDERS, root, TABLES, ADVICE)
-    path = next(folder / name for name in TABLES if (folder / name).is_file())
+    path = next(folder / name for name in TABLES if (folder / name).exists())
     table = read_table(path, COLUMNS)
     for column in ("img_id", "img_filename"):
         _check_unique(table, column, path)

@@ -201,6 +201,11 @@ ATTR, EVAL, JPG = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_
         (edit(EVAL, "000060.jpg 2", "000060.jpg"), f"{EVAL}: line 60 has 1 cells, expected 2"),
         (lambda root: (root / EVAL).write_text(""), f"{EVAL}: has no column image_id, partition"),
         (lambda root: (root / EVAL).write_bytes(b"\xff\xfe\x00"), f"{EVAL}: cannot be read as text"),
+        (lambda root: (root / ATTR).write_text("\u00b2\nBlond_Hair Male\n"), f"{ATTR}: has no column image_id"),
+        (
+            lambda root: (root / EVAL).write_text('image_id,partition\n"000001.jpg,0\n'),
+            f"{EVAL}: line 2: cannot be split",
+        ),
         (lambda root: (root / JPG / "000033.jpg").unlink(), f"{ATTR}: line 35: there is no 000033.jpg or .png in"),
     ],
 )
@@ -424,6 +429,15 @@ def test_few_pictures_make_small_environments_of_the_same_shares() -> None:
     assert celeba.environment_counts([40, 40], percent, np.array([15, 100])).tolist() == [[10, 10], [5, 15]]
     assert celeba.environment_counts([40, 40], percent, np.array([30, 50])).tolist() == [[20, 20], [10, 30]]
     assert celeba.environment_counts([40, 40], [[100, 0]] * 2, np.array([40, 0])).tolist() == [[20, 0], [20, 0]]
+    assert celeba.environment_counts([40, 40], [[95, 5]] * 2, np.array([10, 9])).tolist() == [[5, 1], [5, 1]]
+
+
+def test_a_group_too_small_for_the_environments_is_named(official: Path, faces: Faces) -> None:
+    bits = faces.bits.copy()
+    bits[:, BLOND] &= 1 - bits[:, MALE]
+    write_attributes(official / "list_attr_celeba.txt", replace(faces, bits=bits))
+    with pytest.raises(UserError, match=r"celeba:ex2l: 2 environments need as many train pictures of blond/male, .* 0"):
+        CelebA(EX2L).load(official)
 
 
 # ------------------------------------------------------------------------------------------------- pixels and suites

@@ -218,8 +218,13 @@ WRONG: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "unknown split": (lambda: bad("split", 5, 3), "row 5: split is '3', it must be one of train"),
     "negative y": (lambda: bad("y", 5, -1), "row 5: y is '-1', it must be a name or a number from 0"),
     "negative a": (lambda: bad("a", 9, -1), "row 9: attribute is '-1'"),
+    "huge": (lambda: {"y": draw()["y"] * 1e30}, r"y is 1e\+30, it must be a name or a whole number"),
     "half": (lambda: {"y": draw()["y"] / 2}, r"y is 0.5, it must be a name or a whole number"),
     "outside": (lambda: {"classes": np.array(["cat"])}, "y is 1, the file names 1: cat"),
+    "one name": (lambda: {"classes": np.array("ab")}, "classes must be names in an array of text"),
+    "number of classes": (lambda: {"classes": np.array(2)}, "classes must be names in an array of text"),
+    "bytes": (lambda: {"values_0": np.array([b"a", b"b"])}, "values_0 must be names in an array of text"),
+    "nameless": (lambda: {"attribute_names": np.array([" "])}, "attribute_names must be names in an array of text"),
     "same names": (lambda: {"classes": np.array(["cat", "cat"])}, "two names of y are the same"),
     "unused class": (lambda: {"classes": np.array(["a", "b", "c"])}, "class 'c' never occurs in train"),
     "one value": (lambda: {"a": draw()["a"] * 0}, "attribute attribute has one value only"),
@@ -229,6 +234,10 @@ WRONG: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "empty split": (lambda: {"split": np.minimum(draw()["split"], 1)}, "the test split is empty"),
     "objects": (lambda: {"y": draw()["y"].astype(object)}, "cannot be read as .npz: ValueError: Object arrays"),
     "aligned": (lambda: {"aligned": np.array([[0, 2]])}, "aligned must number a value of each class"),
+    "share": (
+        lambda: {"aligned": np.array([[0, 1]]), "train_ratio": np.array([9.0])},
+        "train_ratio must be 1 numbers from 0 to 1",
+    ),
     "unit": (lambda: {"unit": draw()["y"] / 2}, "unit must hold whole numbers"),
 }
 

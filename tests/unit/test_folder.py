@@ -201,6 +201,11 @@ WRONG: dict[str, tuple[Change, str]] = {
     "unknown split": (put(3, split="dev"), r"metadata.csv: line 5: split is 'dev', it must be one of train, val, test"),
     "negative label": (put(0, y="-1"), r"metadata.csv: line 2: y is '-1', it must be a name or a number from 0"),
     "negative attribute": (put(4, place="-1.0"), r"metadata.csv: line 6: place is '-1.0'"),
+    "two spellings": (
+        lambda t: [(f, s, {"cat": "1.0" if i == 4 else "1", "dog": "2"}[y], a) for i, (f, s, y, a) in enumerate(t)],
+        r"metadata.csv: line \d+: y is '1(\.0)?', the same number is '1(\.0)?' elsewhere",
+    ),
+    "quote": (put(8, place='"sofa'), r"metadata.csv: line 10: cannot be split into cells"),
     "no label": (put(1, y=""), r"metadata.csv: line 3: y is ''"),
     "outside": (put(2, filename="../secret.png"), r"metadata.csv: line 4: '../secret.png' is not a file below"),
     "twice": (put(5, filename="./pictures//train-cat-grass-0.png"), r"line 7: '\./pict.* stands in line 2 already"),

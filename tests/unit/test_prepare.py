@@ -8,7 +8,7 @@ from formats.waterbirds import write_release
 from worstgroup.benchmark import prepare as module
 from worstgroup.benchmark import store
 from worstgroup.benchmark.errors import CorruptFile, MissingData, UserError
-from worstgroup.benchmark.planning import make_dataset
+from worstgroup.benchmark.planning import find_card, make_dataset
 from worstgroup.benchmark.pools import IMAGES, Report, pool_path
 from worstgroup.benchmark.prepare import prepare
 from worstgroup.benchmark.registry import DATASETS
@@ -81,6 +81,22 @@ def test_what_no_program_may_fetch_is_explained() -> None:
     for download in (False, True):
         with pytest.raises(MissingData, match="non-commercial"):
             prepare("celeba", download=download)
+
+
+def test_what_is_missing_is_said_of_the_folder_that_was_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        MissingData, match=r"^folder: neither metadata.csv nor a folder train lies in .*/gone\. The pict"
+    ):
+        prepare("folder", tmp_path / "gone")
+    with pytest.raises(MissingData, match=r"gone is not a folder\. `worstgroup prepare waterbirds --download` fetches"):
+        prepare("waterbirds", tmp_path / "gone", settings={"size": "16"})
+
+
+@pytest.mark.parametrize("name", ["folder", "embeddings", "urbancars", "spuco:birds", "celeba"])
+def test_what_to_do_by_hand_is_said_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MissingData) as error:
+        prepare(name, tmp_path)
+    assert str(error.value).count(find_card(name)[1].by_hand) == 1
 
 
 def test_a_folder_and_a_download_exclude_each_other(tmp_path: Path) -> None:

@@ -263,6 +263,8 @@ def test_a_wrong_split_of_a_car_is_named(tmp_path: Path) -> None:
     ("content", "says"),
     [
         ("{", "is not the json of LVIS v1"),
+        ("[" * 100_000, "is not the json of LVIS v1: RecursionError"),
+        ('{"annotations": null, "categories": []}', "is not the json of LVIS v1: TypeError"),
         ('{"annotations": []}', "KeyError: 'categories'"),
         ('{"annotations": [], "categories": [{"id": 1, "name": "cow"}]}', "has no category fireplug, stop_sign"),
     ],

@@ -173,6 +173,7 @@ def test_wrong_counts_are_refused_when_strict(release: Path) -> None:
         ("img_id", "1", "line 6: img_id '1' stands in an earlier line"),
         ("img_filename", make_rows()[0]["img_filename"], "line 6: img_filename .* stands in an earlier line"),
         ("img_filename", "../secret.jpg", r"line 6: '\.\./secret.jpg' is not a file below"),
+        ("img_filename", "a\0.jpg", r"line 6: 'a\\x00.jpg' is not a file below"),
     ],
 )
 def test_a_bad_cell_is_named_with_its_line(release: Path, column: str, value: str, message: str) -> None:
@@ -180,6 +181,22 @@ def test_a_bad_cell_is_named_with_its_line(release: Path, column: str, value: st
     rows[4][column] = value
     write_table(release / "metadata.csv", rows)
     with pytest.raises(CorruptFile, match=f"metadata.csv: {message}"):
+        make_dataset("waterbirds")[0].load(release)
+
+
+@pytest.mark.parametrize("long", [0, 200_000])
+def test_a_quote_that_is_not_closed_swallows_no_rows(release: Path, long: int) -> None:
+    table = release / "metadata.csv"
+    head, tail = table.read_text().split(",/", 1)  # in a column that is not read
+    table.write_text(f'{head},"/{tail}' + "x" * long)
+    with pytest.raises(CorruptFile, match=r"metadata.csv: line 2: cannot be split"):
+        make_dataset("waterbirds")[0].load(release)
+
+
+def test_a_folder_in_place_of_the_table_is_named(release: Path) -> None:
+    (release / "metadata.csv").unlink()
+    (release / "metadata.csv").mkdir()
+    with pytest.raises(CorruptFile, match=r"metadata.csv: cannot be read as text"):
         make_dataset("waterbirds")[0].load(release)
 
 

@@ -191,6 +191,12 @@ def test_place_folders_are_found_however_they_are_spelled(places: tuple[str, ...
     assert len(sources(load(None))) == 40
 
 
+def test_hidden_files_of_places_are_left_out(parts: Path) -> None:
+    for n in range(100):
+        (parts / PLACES[0] / f"._{n:08}.jpg").write_bytes(b"what macOS leaves in archives")
+    assert not [place for _, _, place in sources(load(parts)) if place.name.startswith(".")]
+
+
 def test_too_few_places_says_how_many(tmp_path: Path) -> None:
     parts = write_parts(tmp_path / "parts", places=PLACES, each=8)
     with pytest.raises(MissingData, match=r"needs \d+ pictures of (bamboo|ocean).*found 16 in .*(broadleaf|natural)"):
