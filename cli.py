@@ -6,20 +6,18 @@ Heavy modules are imported inside the commands that need them, so that `--help` 
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from . import data_commands
 from .benchmark.errors import UserError
+from .terminal import err, interruptible, load_plugins, out, pair
 
 if TYPE_CHECKING:
     from .benchmark.planning import Plan, Request
-    from .benchmark.store import Store
     from .leaderboard.aggregate import Table
     from .scaffold import Written
 
@@ -29,8 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One protocol, one engine and honest budgets for methods that resist spurious correlations.",
 )
-out = Console(width=None if sys.stdout.isatty() else 1000)  # a pipe has no width: there nothing is wrapped
-err = Console(stderr=True)
 
 
 class Kind(StrEnum):
@@ -103,16 +99,16 @@ def run(
     from .benchmark.planning import plan
     from .console import BuildReporter, RunReporter
 
-    _load(plugin)
+    load_plugins(plugin)
     requests = _requests(suite, dataset, method, backbone, weights, budget, extra, seeds, set_)
-    with _interruptible(), BuildReporter(err, quiet) as build:
+    with interruptible(), BuildReporter(err, quiet) as build:
         made = plan(requests, root, strict=strict, report=build)
     if shard:
         made = executors.shard(made, shard)
     if dry_run:
         _print_plan(made)
         return
-    with _interruptible(), RunReporter(err, quiet) as reporter:
+    with interruptible(), RunReporter(err, quiet) as reporter:
         workers = jobs or _default_jobs()
         threads = threads or _cores() // _default_jobs()
         records = executors.run_plan(made, reporter, jobs=workers, threads=threads, plugins=plugin)
@@ -121,24 +117,6 @@ def run(
     if failed:
         err.print(f"{failed} of {len(records)} runs failed; the same command tries them again.", style="red")
         raise typer.Exit(1)
-
-
-def _load(plugins: list[Path]) -> None:
-    from .benchmark.registry import load_plugin
-
-    for file in plugins:
-        load_plugin(file)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        err.print(
-            "interrupted. What is finished is kept; the same command goes on where this one stopped.", soft_wrap=True
-        )
-        raise typer.Exit(130) from interrupt
 
 
 def _requests(
@@ -158,7 +136,7 @@ def _requests(
 
     if bool(suite) == bool(dataset or method):
         raise UserError("name a suite (`worstgroup run mini`), or --dataset and --method; see `worstgroup ls suites`")
-    changes = dict(_pair(text) for text in settings)
+    changes = dict(pair(text) for text in settings)
     chosen = _numbers(seeds) if seeds else None
     if suite:
         if backbone or budget or extra or weights:
@@ -174,13 +152,6 @@ def _requests(
     names = [name for name in method.split(",") if name]
     seeds_ = chosen or DEFAULT_SEEDS
     return [Request(dataset, name, budget, backbone, weights, seeds_, changes, extra) for name in names]
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {text}: write KEY=VALUE")
-    return key, value
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -247,99 +218,13 @@ def list_(
     """List what there is."""
     from . import listing
 
-    _load(plugin)
+    load_plugins(plugin)
     _print_tables([listing.table(kind.value, stale=stale)])
 
 
-@app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="A dataset, method, source, backbone, budget or suite.")],
-    images: Annotated[
-        bool, typer.Option("--images", help="Of a dataset: write a contact sheet, one row of pictures per group.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option(help="The contact sheet's file. Default: ./NAME.png.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
-    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
-) -> None:
-    """Show the card of one entry, or pictures of a dataset."""
-    from . import listing
-
-    _load(plugin)
-    if not images:
-        if output or root or set_:
-            raise UserError("--output, --root and --set go with --images")
-        out.print(listing.card(name), markup=False, highlight=False, soft_wrap=True)
-        return
-    from .contact_sheet import contact_sheet
-
-    store = _prepare(name, root, set_)
-    path = output or Path(f"{store.card.name.translate(str.maketrans('/:[],', '-----')).strip('-')}.png")
-    contact_sheet(store, path)
-    out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _prepare(name: str, root: Path | None, settings: list[str], **options: bool) -> "Store":
-    """A dataset's store, with a progress bar while it is built."""
-    from .benchmark.prepare import prepare
-    from .console import BuildReporter
-
-    with _interruptible(), BuildReporter(err) as report:
-        return prepare(name, root, settings=_data_settings(settings), report=report, **options)
-
-
-def _data_settings(settings: list[str]) -> dict[str, str]:
-    pairs = dict(_pair(text) for text in settings)
-    foreign = [key for key in pairs if not key.startswith("data.")]
-    if foreign:
-        raise UserError(f"--set {foreign[0]}: only data.size and data.transform belong here")
-    return {key.removeprefix("data."): value for key, value in pairs.items()}
-
-
-@app.command("prepare")
-def prepare_(
-    dataset: Annotated[str, typer.Argument(help="DATASET[:VARIANT].")],
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the official files.")] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch missing files, where the licence allows that.")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse files with other than the official counts.")] = False,
-    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers the dataset.")] = [],  # noqa: B006
-) -> None:
-    """Find, fetch or explain a dataset's files, verify them and build its store of decoded pictures."""
-    from . import listing
-
-    _load(plugin)
-    store = _prepare(dataset, root, set_, download=download, strict=strict)
-    out.print(listing.prepared(store), markup=False, highlight=False, soft_wrap=True)
-
-
-@app.command()
-def embed(
-    dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT] of pictures.")],
-    backbone: Annotated[str, typer.Option(help="The frozen backbone.")],
-    output: Annotated[Path, typer.Option(help="The .npz to write.")],
-    weights: Annotated[
-        str, typer.Option(help="none, imagenet1k_v1, imagenet1k_v2, or a file. Default: the dataset's own.")
-    ] = "",
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
-    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
-) -> None:
-    """Write a frozen backbone's features of a dataset as embeddings, to train on with --dataset embeddings."""
-    from .benchmark.embed import export
-    from .console import BuildReporter
-
-    _load(plugin)
-    with _interruptible(), BuildReporter(err) as report:
-        export(dataset, root, backbone, weights, output, _data_settings(set_), report)
-    out.print(
-        f"wrote {output}\nnext:\n  worstgroup run --dataset embeddings --root {output} --method erm,dfr",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+app.command()(data_commands.show)
+app.command()(data_commands.prepare)
+app.command()(data_commands.embed)
 
 
 @app.command()
@@ -401,7 +286,7 @@ def check(
     """Check that a method keeps the contract, in a temporary home; exit code 1 when a check fails."""
     from . import contract
 
-    _load(plugin)
+    load_plugins(plugin)
     failed = False
     for verdict in contract.verdicts(method):
         bad = verdict.state == "failed"

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from .benchmark import record
 from .benchmark.budget import RUNGS, Budget, Requires
-from .benchmark.errors import UnknownName
+from .benchmark.errors import CorruptFile, UnknownName
 from .benchmark.home import runs_home
 from .benchmark.planning import entries_fingerprint, find_card, read_suite, suite_names
 from .benchmark.pools import open_pool
@@ -58,8 +58,11 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
 
 def state(card: Card) -> str:
     """Whether a dataset can be run on at once, and if not, how one gets it."""
-    if prepared_store(card) is not None:
-        return "ready"
+    try:
+        if prepared_store(card) is not None:
+            return "ready"
+    except CorruptFile:
+        return "damaged"
     if not card.classes:
         return "--root"
     if not (card.sources or card.by_hand):

@@ -122,7 +122,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Bill nobody for the time inside, spent waiting for another process."""
+        """Bill nobody for the time inside, spent on loading pixels or waiting for another process."""
         self.lap()
         try:
             yield

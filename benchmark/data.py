@@ -5,6 +5,7 @@ epoch comes from the generator handed in, so that an epoch can be replayed alone
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,9 @@ class Pixels:
         channels_last: bool = False,
         rows: Labels | None = None,
     ) -> None:
-        self.images = torch.from_numpy(images[:])
+        with warnings.catch_warnings():  # of what happens on a write to a read-only map; nothing here writes to it
+            warnings.simplefilter("ignore", UserWarning)
+            self.images = torch.from_numpy(images[:])
         self.rows = None if rows is None else torch.from_numpy(rows)
         if device.type == "cuda" and _fits(len(y) * self.images[0].nbytes, device):
             self.images = _moved(self.images, self.rows, device)

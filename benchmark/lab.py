@@ -109,10 +109,11 @@ class Lab:
         if split == "test" and not self.test_is_open:
             raise BudgetExceeded("the test split is not for methods: the engine predicts it after fit has returned")
         if split not in self._pixels:
-            data = self.store.split(split)
-            self._pixels[split] = Pixels(
-                data.images, data.y, self._mean, self._std, self.device, self.recipe.channels_last, data.rows
-            )
+            with self.clock.paused():  # gigabytes may be moved to a GPU, for whoever comes first
+                data = self.store.split(split)
+                self._pixels[split] = Pixels(
+                    data.images, data.y, self._mean, self._std, self.device, self.recipe.channels_last, data.rows
+                )
         return self._pixels[split]
 
     def training(self, stage: str, state: Path, **options: Any) -> engine.Training:

@@ -81,11 +81,14 @@ def has_pool(key: str) -> bool:
 
 
 def open_pool(key: str) -> NDArray[Any]:
-    """Memory-mapped images (n, h, w, c); writes to them do not reach the file. Raises `CorruptFile`."""
+    """Memory-mapped images (n, h, w, c), read-only: of a writable map Linux wants to know that it fits into memory.
+
+    Raises `CorruptFile`.
+    """
     path = pool_path(key)
     try:
         manifest = _Manifest.model_validate_json((path / WHOLE).read_bytes())
-        images = np.lib.format.open_memmap(path / IMAGES, mode="c")
+        images = np.lib.format.open_memmap(path / IMAGES, mode="r")
     except (ValidationError, OSError, ValueError) as error:
         raise CorruptFile(f"{path}: not a whole pool of pixels; delete the folder, it is rebuilt.") from error
     if images.shape != manifest.shape or str(images.dtype) != manifest.dtype:

@@ -137,8 +137,8 @@ def open_store(
             if not (path / "manifest.json").exists():
                 _build(path, dataset.load(root), card, strict, report)
     store = _open(path, card, strict)
-    if not _has_pools(store):
-        _ensure_pools(dataset.load(root), card, report)
+    if not _has_pools(store) and _ensure_pools(dataset.load(root), card, report) != store.pools:
+        raise CorruptFile(f"{path}: its pixels cannot be made again as they were; delete the folder, it is rebuilt.")
     _remember(path, card)
     return store
 

@@ -1,14 +1,15 @@
 """CelebA as it lies on disk: the two official lists, or one table of other code, each told apart by its content.
 
 Rows are joined by the stem of the picture's name and sorted by it, so that every packaging gives the same examples in
-the same order. Tables are read line by line: 202,599 rows of 41 cells take less than a second.
+the same order. Tables are read line by line: 202,599 rows of 41 cells take about a second, once for all pairs.
 """
 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import getitem, itemgetter
+from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ FOLDERS = (
 """Where pictures lie, the first that has any; the Kaggle archive nests their folder."""
 FLAGS = {"-1": 0, "0": 0, "1": 1}
 BITS = {"0": 0, "1": 1}
+CELLS = ("-1", "0", "1", "2")
+"""All that a cell of such a column can say."""
 SPLIT_CODES = {text: code for code, text in enumerate(SPLIT_IDS)}
 
 
@@ -88,7 +91,7 @@ def read_labels(folder: Path, attributes: Sequence[str]) -> Table:
     return _join(table, _renamed(read_columns(partition, "image_id", {"partition": SPLIT_CODES}), ["split"]))
 
 
-def find_pictures(folder: Path, table: Table) -> list[Path]:
+def find_pictures(folder: Path, table: Table) -> list[str]:
     """The picture of every row, from one listing of their folder.
 
     Raises `MissingData` when there are no pictures at all, `CorruptFile` when one is missing.
@@ -99,13 +102,15 @@ def find_pictures(folder: Path, table: Table) -> list[Path]:
     place, files = next(((place, files) for place in places if (files := _listing(place))), (folder, {}))
     if not files:
         raise MissingData(f"{folder}: there are no pictures; unpack img_align_celeba.zip into it")
-    missing = [row for row, stem in enumerate(table.stems) if stem not in files]
+    stems = table.stems.tolist()
+    missing = [row for row, stem in enumerate(stems) if stem not in files]
     if missing:
         raise CorruptFile(
-            f"{table.where(missing[0])}: there is no {table.stems[missing[0]]}.jpg or .png in {place} "
-            f"({len(missing):,} of {len(table.stems):,} pictures are missing)"
+            f"{table.where(missing[0])}: there is no {stems[missing[0]]}.jpg or .png in {place} "
+            f"({len(missing):,} of {len(stems):,} pictures are missing)"
         )
-    return [place / files[stem] for stem in table.stems]
+    start = os.path.join(place, "")
+    return [start + files[stem] for stem in stems]  # Path objects would take twenty times as long
 
 
 def read_columns(path: Path, picture: str, codes: Mapping[str, Mapping[str, int]]) -> Table:
@@ -113,46 +118,62 @@ def read_columns(path: Path, picture: str, codes: Mapping[str, Mapping[str, int]
 
     Separated by commas or blanks, with a header or as one of the official lists. Raises `CorruptFile`, with the line.
     """
-    header, rows, expected = _open(path)
+    text = _text(path)
+    header = _open(text)[0]
     missing = [name for name in (picture, *codes) if name not in header]
     if missing:
         raise CorruptFile(f"{path}: has no column {', '.join(missing)}; its header is {' '.join(header)[:200]!r}")
     if len(set(header)) < len(header):
         raise CorruptFile(f"{path}: two columns have the same name; its header is {' '.join(header)[:200]!r}")
-    pick = itemgetter(*(header.index(name) for name in (picture, *codes)))
-    names: list[str] = []
-    lines: list[int] = []
-    values = bytearray()
-    for line, row in rows:
-        if len(row) != len(header):
-            raise CorruptFile(f"{path}: line {line} has {len(row)} cells, expected {len(header)}")
-        name, *cells = pick(row)
-        try:
-            values += bytes(map(getitem, codes.values(), cells))
-        except KeyError:
-            raise _unknown(path, line, cells, codes) from None
-        names.append(name)
-        lines.append(line)
-    if expected not in (None, len(names)):
-        raise CorruptFile(f"{path}: its first line says {expected:,} pictures, {len(names):,} rows follow")
-    if not names:
-        raise CorruptFile(f"{path}: has no rows")
-    table = np.frombuffer(bytes(values), np.uint8).reshape(len(names), len(codes)).astype(np.int64)
-    return _sorted(path, names, np.array(lines), dict(zip(codes, table.T, strict=True)))
+    table, cells = _rows(path, text, header.index(picture))
+    numbers = [[code.get(cell, -1) for cell in CELLS] + [-1] for code in codes.values()]
+    values = [np.array(known)[cells[:, header.index(name)]] for name, known in zip(codes, numbers, strict=True)]
+    unknown = table.lines[np.min(values, axis=0) < 0]
+    if len(unknown):
+        line = unknown.min()
+        row = next(row for number, row in _open(text)[1] if number == line)
+        raise _unknown(path, line, [row[header.index(name)] for name in codes], codes)
+    return replace(table, columns=dict(zip(codes, values, strict=True)))
 
 
 # ---------------------------------------------------------------------------------------------------------- inside
 
 
-def _open(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]], int | None]:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path}: cannot be read as text: {error}") from error
+
+
+@lru_cache(maxsize=2)  # by the text itself: any pair is read from it without splitting it anew
+def _rows(path: Path, text: str, picture: int) -> tuple[Table, NDArray[np.uint8]]:
+    """A table without its columns, and the places of all its cells (n, columns) in `CELLS`, or behind its end."""
+    header, rows, expected = _open(text)
+    place = {cell: i for i, cell in enumerate(CELLS)}
+    names: list[str] = []
+    lines: list[int] = []
+    cells = bytearray()
+    for line, row in rows:
+        if len(row) != len(header):
+            raise CorruptFile(f"{path}: line {line} has {len(row)} cells, expected {len(header)}")
+        cells += bytes(map(place.get, row, repeat(len(CELLS))))
+        names.append(row[picture])
+        lines.append(line)
+    if expected not in (None, len(names)):
+        raise CorruptFile(f"{path}: its first line says {expected:,} pictures, {len(names):,} rows follow")
+    if not names:
+        raise CorruptFile(f"{path}: has no rows")
+    table, order = _sorted(path, names, np.array(lines))
+    return table, np.frombuffer(cells, np.uint8).reshape(len(names), len(header))[order]
+
+
+def _open(text: str) -> tuple[list[str], Iterator[tuple[int, list[str]]], int | None]:
     """Header and (line, cells) of every row that is not blank, and how many rows the file says it has.
 
     The official lists have no header (partition), or a count and a header without the name column (attributes).
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{path}: cannot be read as text: {error}") from error
+    lines = text.splitlines()
     first, second = (line.split() for line in (*lines[:2], "", "")[:2])
     if len(first) == 1 and re.fullmatch(r"[0-9]{1,18}", first[0]):
         return ["image_id", *second], _split(lines[2:], 3), int(first[0])
@@ -174,21 +195,19 @@ def _unknown(path: Path, line: int, cells: list[str], codes: Mapping[str, Mappin
     return CorruptFile(f"{path}: line {line}: {name} is {cell!r}, it must be one of {', '.join(codes[name])}")
 
 
-def _sorted(path: Path, names: list[str], lines: NDArray[np.int64], columns: dict[str, NDArray[np.int64]]) -> Table:
-    """The table by stems; raises `CorruptFile` for a picture that is named twice, or not at all."""
+def _sorted(path: Path, names: list[str], lines: NDArray[np.int64]) -> tuple[Table, NDArray[np.int64]]:
+    """The table by stems, and its order; raises `CorruptFile` for a picture that is named twice, or not at all."""
     parts = [name.rpartition("/") for name in names]
     stems = np.array([os.path.splitext(base)[0] for _, _, base in parts])
     order = np.argsort(stems, kind="stable")
-    table = Table(
-        path, stems[order], lines[order], parts[0][0], {name: values[order] for name, values in columns.items()}
-    )
+    table = Table(path, stems[order], lines[order], parts[0][0], {})
     for row, (folder, _, base) in enumerate(parts):
         if folder != table.folder or not base:
             raise CorruptFile(f"{path}: line {lines[row]}: {names[row]!r} is not a picture beside {names[0]!r}")
     twice = np.flatnonzero(table.stems[1:] == table.stems[:-1])
     if len(twice):
         raise CorruptFile(f"{table.where(twice[0] + 1)}: picture {table.stems[twice[0]]} stands there a second time")
-    return table
+    return table, order
 
 
 def _renamed(table: Table, names: Sequence[str]) -> Table:
@@ -197,7 +216,7 @@ def _renamed(table: Table, names: Sequence[str]) -> Table:
 
 def _join(one: Table, other: Table) -> Table:
     """Both tables' columns; raises `CorruptFile` unless they name the same pictures."""
-    for table, rest in ((one, other), (other, one)):
+    for table, rest in ((one, other), (other, one)) if not np.array_equal(one.stems, other.stems) else ():
         alone = np.flatnonzero(~np.isin(table.stems, rest.stems))
         if len(alone):
             raise CorruptFile(f"{table.where(alone[0])}: picture {table.stems[alone[0]]} is not in {rest.path}")
@@ -212,7 +231,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _read_single(folder: Path, attributes: Sequence[str]) -> Table:
     path = next((folder / name for name in TABLES if (folder / name).is_file()), folder / TABLES[0])
-    header = _open(path)[0]
+    header = _open(_text(path))[0]
     kind = next((kind for kind in PACKAGINGS if kind.columns <= set(header)), None)
     if kind is None:
         wanted = "; ".join(", ".join(sorted(kind.columns)) for kind in PACKAGINGS)
@@ -230,5 +249,10 @@ def _read_single(folder: Path, attributes: Sequence[str]) -> Table:
 
 def _listing(folder: Path) -> dict[str, str]:
     """Stems and names of a folder's pictures; of several with one stem the first by name."""
-    names = sorted(os.listdir(folder), reverse=True) if folder.is_dir() else []
-    return {os.path.splitext(name)[0]: name for name in names if name.lower().endswith(PICTURES)}
+    return _by_stem(tuple(os.listdir(folder))) if folder.is_dir() else {}
+
+
+@lru_cache(maxsize=1)
+def _by_stem(names: tuple[str, ...]) -> dict[str, str]:
+    pictures = [name for name in sorted(names, reverse=True) if name.lower().endswith(PICTURES)]
+    return {os.path.splitext(name)[0]: name for name in pictures}

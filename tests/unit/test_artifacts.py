@@ -20,6 +20,8 @@ from worstgroup.benchmark.errors import CorruptFile, UserError
 from worstgroup.benchmark.home import TEMPORARY, artifacts_home, data_home, lock, locks_home
 from worstgroup.benchmark.lab import Checkpoint, Lab
 from worstgroup.benchmark.runner import run_spec
+from worstgroup.benchmark.spec import SplitName
+from worstgroup.benchmark.store import Split, Store
 
 TRAIN, VAL, EPOCHS = 96, 48, 2
 
@@ -45,6 +47,21 @@ def laboratory(clock: Clock) -> Lab:
     spec = plan.runs[0].spec
     assert spec is not None
     return Lab(spec.block, plan.stores["tiny"], torch.device("cpu"), clock, lambda *_: None)
+
+
+def test_loading_pixels_is_billed_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(torch.device("cpu"))
+    lab = laboratory(clock)
+    split = lab.store.split
+
+    def slow(store: Store, name: SplitName) -> Split:
+        time.sleep(0.5)
+        return split(name)
+
+    monkeypatch.setattr(Store, "split", slow)
+    with clock.stage("features") as cost:
+        assert len(lab.pixels("val")) == VAL
+    assert cost.wall_s < 0.4
 
 
 # ------------------------------------------------------------------------------------------------------------ making

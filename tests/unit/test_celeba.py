@@ -1,5 +1,6 @@
 """CelebA: every packaging, every trap of its files, its pairs and its environments, on drawn faces."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from worstgroup.benchmark.planning import Request, find_card, make_dataset, plan
 from worstgroup.benchmark.registry import DATASETS, METHODS
 from worstgroup.benchmark.spec import SPLITS, MethodName
 from worstgroup.benchmark.store import Split, Splits, found_card, open_store
-from worstgroup.datasets import celeba
+from worstgroup.datasets import celeba, celeba_files
 from worstgroup.datasets.celeba import ATTRIBUTES, EX2L, CelebA
 
 CARD = celeba.BLOND
@@ -122,6 +123,22 @@ def test_rows_are_joined_by_name(official: Path, faces: Faces) -> None:
         assert np.array_equal(found[name].a, expected[name].a)
         assert np.array_equal(found[name].image_rows(), expected[name].image_rows())
     assert key(found) == key(expected)
+
+
+def test_lists_are_split_once_for_all_pairs_and_never_stale(official: Path) -> None:
+    celeba_files._rows.cache_clear()
+    before = load(official, "celeba:Bangs/Male")["train"]
+    load(official, "celeba:Bald/Young")
+    assert celeba_files._rows.cache_info().misses == 2  # the two lists
+    path = official / "list_attr_celeba.txt"
+    stat, text = path.stat(), path.read_bytes()
+    head, rows = text.split(b"Young ", 1)
+    path.write_bytes(head + b"Young " + rows.replace(b" -1", b" +0").replace(b"  1", b" -1").replace(b" +0", b"  1"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = load(official, "celeba:Bangs/Male")["train"]
+    assert np.array_equal(after.y, 1 - before.y)
+    assert np.array_equal(after.a, 1 - before.a)
+    assert path.stat().st_size == stat.st_size
 
 
 def test_values_may_be_0_and_1(official: Path, faces: Faces) -> None:

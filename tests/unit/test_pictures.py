@@ -183,6 +183,7 @@ def test_transform_drawing_and_details_are_part_of_the_key(tmp_path: Path) -> No
         ("crop 178x178", (178, 178), 64, "crop 178x178, resize 64x64"),
         ("resize 256, crop 224x224", (224, 224), 112, "resize 128, crop 112x112"),
         ("resize 218x178", (218, 178), 89, "resize 109x89"),
+        ("resize 224", (274, 224), 112, "resize 137x112"),
         ("", (28, 28), 14, "resize 14x14"),
     ],
 )
@@ -193,11 +194,15 @@ def test_a_scaled_transform_shows_the_same_part(steps: str, image: tuple[int, in
     assert small.image[0] / small.image[1] == pytest.approx(image[0] / image[1], abs=0.01)
 
 
-@pytest.mark.parametrize("steps", ["resize 256x256, crop 224x224", "crop 178x178", "resize 256, crop 224x224", ""])
-def test_a_scaled_transform_gives_its_size(tmp_path: Path, steps: str) -> None:
-    image = {"crop 178x178": (178, 178), "": (200, 250)}.get(steps, (224, 224))
-    path = write(tmp_path / "a.jpg", (250, 200))
-    small = scaled(Transform(steps, image), 40)
+@pytest.mark.parametrize(
+    "steps", ["resize 256x256, crop 224x224", "crop 178x178", "resize 256, crop 224x224", "", "resize 224"]
+)
+@pytest.mark.parametrize("side", [16, 40, 49, 112])
+def test_a_scaled_transform_gives_its_size(tmp_path: Path, steps: str, side: int) -> None:
+    image = {"crop 178x178": (178, 178), "": (218, 178), "resize 224": (274, 224)}.get(steps, (224, 224))
+    path = write(tmp_path / "a.jpg", (178, 218))
+    assert Pictures([path], Transform(steps, image))[:].shape == (1, *image, 3)
+    small = scaled(Transform(steps, image), side)
     assert Pictures([path], small)[:].shape == (1, *small.image, 3)
 
 

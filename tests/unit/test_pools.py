@@ -1,6 +1,8 @@
 """Pixel pools: built in chunks, resumed after a kill, whole or not there, and told when they are damaged."""
 
 import hashlib
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from worstgroup.benchmark import pools
+from worstgroup.benchmark.data import Pixels
 from worstgroup.benchmark.errors import CorruptFile, DiskError
 from worstgroup.benchmark.home import TEMPORARY, data_home
 from worstgroup.benchmark.pools import check_pool, ensure_pool, has_pool, open_pool, pool_key, pool_path
@@ -93,10 +97,25 @@ def test_a_pool_is_written_chunk_by_chunk_and_read_back() -> None:
     assert source.asked == CHUNKS
 
 
-def test_a_write_into_an_opened_pool_does_not_reach_the_disk() -> None:
+def test_an_opened_pool_takes_no_writes() -> None:
     key = build(IMAGES)
-    open_pool(key)[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        open_pool(key)[:] = 0
     assert np.array_equal(open_pool(key), IMAGES)
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="asks how much memory there is")
+def test_a_pool_larger_than_memory_is_opened() -> None:
+    """Of CelebA at 224 px, 28 GiB, on a machine with less."""
+    key, size = build(IMAGES), 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    folder = pool_path(key)
+    with (folder / "images.npy").open("wb") as file:  # with a hole in it, which takes no space
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (size, 1, 1, 1)})
+        file.truncate(file.tell() + size)
+    manifest = json.loads((folder / "pool.json").read_text())
+    (folder / "pool.json").write_text(json.dumps({**manifest, "shape": [size, 1, 1, 1]}))
+    pixels = Pixels(open_pool(key), np.arange(2), (0.0,), (1.0,), torch.device("cpu"), rows=np.array([0, size - 1]))
+    assert pixels.batch(torch.arange(2)).x.tolist() == [[[[0.0]]], [[[0.0]]]]
 
 
 def test_features_are_kept_as_float32() -> None:

@@ -79,8 +79,16 @@ def test_large_files_are_fetched_on_request_only(monkeypatch: pytest.MonkeyPatch
 
 def test_what_no_program_may_fetch_is_explained() -> None:
     for download in (False, True):
-        with pytest.raises(MissingData, match="non-commercial"):
+        with pytest.raises(MissingData, match="non-commercial") as error:
             prepare("celeba", download=download)
+        assert str(error.value).count("non-commercial") == 1
+
+
+def test_a_root_without_files_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingData, match=f"lies in {tmp_path}") as error:
+        prepare("folder", tmp_path)
+    assert "--root DIR is missing" not in str(error.value)
+    assert str(error.value).count("Layout 1") == 1
 
 
 def test_what_is_missing_is_said_of_the_folder_that_was_named(tmp_path: Path) -> None:
