@@ -119,7 +119,7 @@ def read_columns(path: Path, picture: str, codes: Mapping[str, Mapping[str, int]
     Separated by commas or blanks, with a header or as one of the official lists. Raises `CorruptFile`, with the line.
     """
     text = _text(path)
-    header = _open(text)[0]
+    header = _open(path, text)[0]
     missing = [name for name in (picture, *codes) if name not in header]
     if missing:
         raise CorruptFile(f"{path}: has no column {', '.join(missing)}; its header is {' '.join(header)[:200]!r}")
@@ -131,7 +131,7 @@ def read_columns(path: Path, picture: str, codes: Mapping[str, Mapping[str, int]
     unknown = table.lines[np.min(values, axis=0) < 0]
     if len(unknown):
         line = unknown.min()
-        row = next(row for number, row in _open(text)[1] if number == line)
+        row = next(row for number, row in _open(path, text)[1] if number == line)
         raise _unknown(path, line, [row[header.index(name)] for name in codes], codes)
     return replace(table, columns=dict(zip(codes, values, strict=True)))
 
@@ -149,7 +149,7 @@ def _text(path: Path) -> str:
 @lru_cache(maxsize=2)  # by the text itself: any pair is read from it without splitting it anew
 def _rows(path: Path, text: str, picture: int) -> tuple[Table, NDArray[np.uint8]]:
     """A table without its columns, and the places of all its cells (n, columns) in `CELLS`, or behind its end."""
-    header, rows, expected = _open(text)
+    header, rows, expected = _open(path, text)
     place = {cell: i for i, cell in enumerate(CELLS)}
     names: list[str] = []
     lines: list[int] = []
@@ -168,7 +168,7 @@ def _rows(path: Path, text: str, picture: int) -> tuple[Table, NDArray[np.uint8]
     return table, np.frombuffer(cells, np.uint8).reshape(len(names), len(header))[order]
 
 
-def _open(text: str) -> tuple[list[str], Iterator[tuple[int, list[str]]], int | None]:
+def _open(path: Path, text: str) -> tuple[list[str], Iterator[tuple[int, list[str]]], int | None]:
     """Header and (line, cells) of every row that is not blank, and how many rows the file says it has.
 
     The official lists have no header (partition), or a count and a header without the name column (attributes).
