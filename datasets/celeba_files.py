@@ -231,7 +231,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _read_single(folder: Path, attributes: Sequence[str]) -> Table:
     path = next((folder / name for name in TABLES if (folder / name).is_file()), folder / TABLES[0])
-    header = _open(_text(path))[0]
+    header = _open(path, _text(path))[0]
     kind = next((kind for kind in PACKAGINGS if kind.columns <= set(header)), None)
     if kind is None:
         wanted = "; ".join(", ".join(sorted(kind.columns)) for kind in PACKAGINGS)
