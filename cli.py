@@ -91,7 +91,7 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse dataset files with other than the official counts.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Prepare the datasets, say what would run, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""

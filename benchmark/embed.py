@@ -1,6 +1,5 @@
 """Export a dataset's penultimate features under a frozen backbone, as a file that the dataset `embeddings` reads."""
 
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from .backbones import Backbone, build_backbone, check_backbone, normalization
 from .data import Pixels
 from .engine import predict
 from .errors import require
-from .home import write_bytes
+from .home import write_file
 from .planning import make_dataset
 from .pools import Report
 from .runner import pick_device
@@ -44,18 +43,21 @@ def export(
     check_backbone(name, card, weights)
     store = open_store(made, card, root, report=report)
     model = _build(store.card, name, weights).to(pick_device())
-    features = {split: _features(model, store, split, report) for split in SPLITS}
     parts = {split: store.split(split) for split in SPLITS}
+    features = np.empty((sum(map(len, parts.values())), model.feature_dim), np.float32)
+    start = 0
+    for split, part in parts.items():
+        features[start : start + len(part)] = _features(model, store, split, report)
+        start += len(part)
     arrays: dict[str, NDArray[Any]] = {
-        "features": np.concatenate(list(features.values())),
+        "features": features,
         "y": np.concatenate([part.y for part in parts.values()]),
         "a": np.concatenate([part.a for part in parts.values()]),
         "unit": np.concatenate([part.units() for part in parts.values()]),
         "split": np.repeat(np.arange(len(SPLITS)), [len(part) for part in parts.values()]),
     }
-    content = io.BytesIO()
-    np.savez(content, **arrays, **_facts(store.card, f"features of {name} (weights {Path(weights).name})"))  # type: ignore[arg-type]
-    write_bytes(out, content.getbuffer())
+    arrays |= _facts(store.card, f"features of {name} (weights {Path(weights).name})")
+    write_file(out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return out
 
 

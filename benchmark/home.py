@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
@@ -72,12 +73,17 @@ def _temporary(path: Path) -> Path:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all; raises `DiskError` when the disk refuses."""
+    write_file(path, lambda file: file.write(content))
+
+
+def write_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Let `fill` write into a file that appears as `path` whole or not at all."""
     temporary = _temporary(path)
     with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                file.write(content)
+                fill(file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
