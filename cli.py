@@ -67,7 +67,7 @@ def main() -> None:
 def run(
     suite: Annotated[str, typer.Argument(help="A suite's name, or the path of a .toml file.")] = "",
     dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT], instead of a suite.")] = "",
-    method: Annotated[str, typer.Option(help="HOST[+SOURCE][@POLICY], several separated by commas.")] = "",
+    method: Annotated[str, typer.Option(help=r"HOST[+SOURCE]\[@POLICY], several separated by commas.")] = "",
     backbone: Annotated[str, typer.Option(help="Default: the dataset's own.")] = "",
     weights: Annotated[
         str, typer.Option(help="none, imagenet1k_v1, imagenet1k_v2, or a file. Default: the dataset's own.")
@@ -79,7 +79,9 @@ def run(
     seeds: Annotated[str, typer.Option(help="Comma-separated. Default: 0,1,2, or the suite's.")] = "",
     set_: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="A method's setting, METHOD.KEY=VALUE or recipe.KEY=VALUE."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="METHOD.KEY=VALUE, recipe.KEY=VALUE, data.size or data.transform."
+        ),
     ] = [],  # noqa: B006
     root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
     plugin: Annotated[
@@ -91,7 +93,9 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse dataset files with other than the official counts.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Prepare the datasets, say what would run, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Prepare the datasets, say what would run, and stop.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""
@@ -280,7 +284,7 @@ def verify(
 
 @app.command()
 def check(
-    method: Annotated[str, typer.Argument(help="HOST[+SOURCE][@POLICY].")],
+    method: Annotated[str, typer.Argument(help=r"HOST[+SOURCE]\[@POLICY].")],
     plugin: Annotated[list[Path], typer.Option(help="A Python file that registers the method.")] = [],  # noqa: B006
 ) -> None:
     """Check that a method keeps the contract, in a temporary home; exit code 1 when a check fails."""

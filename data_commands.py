@@ -1,6 +1,7 @@
 """The commands on datasets: `show`, `prepare` and `embed`; `cli.py` registers them."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +18,7 @@ def show(
     images: Annotated[
         bool, typer.Option("--images", help="Of a dataset: write a contact sheet, one row of pictures per group.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="The contact sheet's file. Default: ./NAME.png.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The contact sheet, a PNG file. Default: ./NAME.png.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
     plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
@@ -93,7 +94,7 @@ def embed(
     with interruptible(), BuildReporter(err) as report:
         export(dataset, root, backbone, weights, output, _data_settings(set_), report)
     out.print(
-        f"wrote {output}\nnext:\n  worstgroup run --dataset embeddings --root {output} --method erm,dfr",
+        f"wrote {output}\nnext:\n  worstgroup run --dataset embeddings --root {quote(str(output))} --method erm,dfr",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -75,8 +75,10 @@ def prepared(store: Store) -> str:
     card = store.card
     pools = {key: open_pool(key) for key in store.pools.values()}
     images, size = sum(len(pool) for pool in pools.values()), sum(pool.nbytes for pool in pools.values())
+    shape = "x".join(map(str, card.image))
+    what = f"pictures of {shape}" if card.dtype == "uint8" else f"rows of {card.image[2]} features"
     lines = [
-        f"{card.name} is ready: {images:,} pictures of {'x'.join(map(str, card.image))}, {size / 2**20:,.1f} MiB",
+        f"{card.name} is ready: {images:,} {what}, {size / 2**20:,.1f} MiB",
         f"store: {store.path}",
         f"fingerprint: {store.fingerprint}",
         *_groups(card),
@@ -170,7 +172,7 @@ def _dataset(card: Card) -> str:
     for attribute in card.attributes:
         pairs = [f"{attribute.values[v]} with {card.classes[y]}" for y, v in enumerate(attribute.aligned)]
         pairs = pairs or ["found in train"]
-        ratio = "" if attribute.train_ratio is None else f" on {100 * attribute.train_ratio:g} % of train"
+        ratio = "" if attribute.train_ratio is None else f" on {100 * attribute.train_ratio:.3g} % of train"
         lines.append(f"attribute {attribute.name}: {', '.join(attribute.values)}; aligned: {', '.join(pairs)}{ratio}")
     if card.classes:
         lines.append(f"image: {' x '.join(map(str, card.image))}")
@@ -182,10 +184,14 @@ def _dataset(card: Card) -> str:
     lines += ["", *_groups(card)]
     recipe = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(card.recipe).items())
     lines += ["", f"default backbone: {card.backbone}, weights {card.weights}", f"default recipe: {recipe}"]
-    lines += [f"parameter {key}: {value}" for key, value in card.params.items()]
+    lines += [f"parameter {key}: {_plain(value)}" for key, value in card.params.items()]
     lines += [f"licence: {card.licence}", *([f"by hand: {card.by_hand}"] if card.by_hand else [])]
     lines += [f"citation: {card.citation}", *(f"source: {' '.join([s.file, *s.urls])}" for s in card.sources)]
     return "\n".join([*lines, *(f"note: {note}" for note in card.notes)])
+
+
+def _plain(value: object) -> str:
+    return str(value).replace("'", "") or "none"
 
 
 def _method(kind: str, entry: MethodEntry) -> str:

@@ -181,7 +181,7 @@ def _write(
     path = (package / f"{kind}s" if checkout else here) / f"{module}.py"
     for there in (path, *((path.with_suffix(""),) if checkout else ())):  # a folder of this name would win
         require(not there.exists(), f"{there} exists already; choose another name, or move it away")
-    if not checkout and find_spec(module) is not None:
+    if not checkout and getattr(find_spec(module), "origin", None):  # a folder here, say of pictures, has none
         raise UserError(f"{kind} name {name!r}: a file {module}.py would hide the Python module {module!r}")
     inside, outside = imports
     cls = class_name(name, kind, template + inside + outside)

@@ -26,7 +26,7 @@ def prune_artifacts() -> int:
     """
     for file in sorted(locks_home().glob("*.lock")):
         try:
-            with FileLock(file, timeout=0):
+            with disk_errors(file), FileLock(file, timeout=0):
                 pass
         except Timeout as error:
             raise UserError(f"another process is at work in {home()} ; prune when it is done") from error

@@ -58,13 +58,16 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.ENOENT: "the folder cannot be made",
             errno.ENOTDIR: "a file stands where a folder is needed",
             errno.EEXIST: "a file stands where a folder is needed",
+            errno.EISDIR: "a folder stands where a file is needed",
         }
         if error.errno not in reasons:
             raise
-        raise DiskError(
-            f"cannot write {error.filename or path}: {reasons[error.errno]}. "
-            "Free some space (`worstgroup cache --prune`) or set WORSTGROUP_HOME to a writable folder."
-        ) from error
+        place = Path(error.filename or path)
+        place = path if TEMPORARY in place.name else place  # its name says nothing to a user
+        advice = "Free some space (`worstgroup cache --prune`) or set WORSTGROUP_HOME to a writable folder."
+        if not place.absolute().is_relative_to(home().absolute()):
+            advice = "Choose another place."
+        raise DiskError(f"cannot write {place}: {reasons[error.errno]}. {advice}") from error
 
 
 def _temporary(path: Path) -> Path:
@@ -78,6 +81,9 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 def write_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Let `fill` write into a file that appears as `path` whole or not at all."""
+    with disk_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "", str(path))
     temporary = _temporary(path)
     with disk_errors(path):
         try:

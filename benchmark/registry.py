@@ -112,6 +112,8 @@ class DatasetEntry:
             if made is not None:
                 return made
             known = [f"{self.name}:{v}" if v else self.name for v in self.cards]
+            if not variant:
+                raise UserError(f"{self.name} is a family of datasets: name one of {', '.join(known)}")
             raise UnknownName("dataset variant", f"{self.name}:{variant}", known)
         return self.cards[variant]
 

@@ -297,7 +297,7 @@ def override(instance: Any, changes: dict[str, str], what: str) -> tuple[Any, li
         try:
             values[key] = _parse(hints[key], text)
         except ValidationError as error:
-            problems.append(f"{what} {key}={text}: {error.errors()[0]['msg'].lower()}")
+            problems.append(f"{what}.{key}={text}: {error.errors()[0]['msg'].lower()}")
     if problems:
         return instance, problems
     try:

@@ -25,6 +25,8 @@ from .pools import ImageSource, Report, ensure_pool, has_pool, open_pool, pool_k
 from .spec import SPLITS, Attribute, Card, SplitName, digest
 
 VERSION = 4
+MOST_TOLD = 16
+"""Group counts that a message names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +130,7 @@ def open_store(
         if store is not None:
             return store
         if root is not None or not card.fetch_unasked:
-            raise
+            raise MissingData(f"{missing} {_hint(card, str(missing))}".rstrip()) from missing
         _fetch(card, missing, report)
         source = dataset.source_key(root)
     path = data_home() / "store" / f"{_slug(card.name)}-{digest([card.name, _asset(card), source, VERSION])[:16]}"
@@ -147,12 +149,20 @@ def prepared(card: Card, strict: bool = False) -> Store | None:
     """The store that was last opened for a card, if it and its pixels are still there."""
     try:
         path = data_home() / "store" / _latest(card).read_text()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
     if not (path / "manifest.json").exists():
         return None
     store = _open(path, card, strict)
     return store if _has_pools(store) else None
+
+
+def check_labels(store: Store) -> str:
+    """What is wrong with a store's labels, empty when they are those that it was built with; raises `CorruptFile`."""
+    labels = {name: split_hash(store.split(name)) for name in SPLITS}
+    if _fingerprint(store.card, labels, store.pools) != store.fingerprint:
+        return f"{store.path}: its labels were altered; delete the folder, it is rebuilt."
+    return ""
 
 
 def check_counts(card: Card, splits: Splits) -> None:
@@ -172,7 +182,7 @@ def found_card(card: Card, splits: Splits, strict: bool = False) -> Card:
 def _counted(card: Card, counts: dict[SplitName, tuple[int, ...]], strict: bool) -> Card:
     card = replace(card, attributes=_aligned(card, counts["train"]))
     wrong = [
-        f"the {name} split has group counts {found}, the card says {card.counts[name]}"
+        f"the {name} split has group counts {_told(found)}, the card says {_told(card.counts[name])}"
         for name, found in counts.items()
         if name in card.counts and found != card.counts[name]
     ] + [
@@ -190,6 +200,11 @@ def _counted(card: Card, counts: dict[SplitName, tuple[int, ...]], strict: bool)
     return replace(
         card, name=card.called("custom"), counts=counts, sizes={}, attributes=attributes, notes=(note, *card.notes)
     )
+
+
+def _told(counts: tuple[int, ...]) -> str:
+    more = f", ... of {sum(counts):,} images" if len(counts) > MOST_TOLD else ""
+    return f"({', '.join(map(str, counts[:MOST_TOLD]))}{more})"
 
 
 def splits_key(splits: Splits) -> str:
@@ -230,6 +245,15 @@ def _meaning(card: Card) -> list[Any]:
     return [card.classes, [asdict(attribute) for attribute in card.attributes], card.environments]
 
 
+def _hint(card: Card, missing: str) -> str:
+    """What to do about missing files, beyond what the reader said."""
+    if card.by_hand:
+        return "" if card.by_hand in missing else card.by_hand
+    fetchable = card.sources and all(source.urls for source in card.sources)
+    name = card.name.partition("[")[0]
+    return f"`worstgroup prepare {name} --download` fetches it. Licence: {card.licence}." if fetchable else ""
+
+
 def _asset(card: Card) -> list[Any]:
     """What of a card decides what is stored."""
     pixels = asdict(card.pixels) if card.transforms else None
@@ -247,7 +271,7 @@ def _latest(card: Card) -> Path:
 
 def _remember(path: Path, card: Card) -> None:
     note = _latest(card)
-    if not note.exists() or note.read_text() != path.name:
+    if not note.exists() or note.read_bytes() != path.name.encode():
         write_bytes(note, path.name.encode())
 
 
@@ -312,12 +336,16 @@ def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report)
             labels=labels,
             pools=pools,
             sizes={file: (folder / file).stat().st_size for file in files},
-            fingerprint=digest([_meaning(found), labels, pools])[:16],
+            fingerprint=_fingerprint(found, labels, pools),
         )
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1))
 
     shutil.rmtree(path, ignore_errors=True)  # a folder without a manifest is no store
     write_folder(path, fill)
+
+
+def _fingerprint(card: Card, labels: dict[SplitName, str], pools: dict[SplitName, str]) -> str:
+    return digest([_meaning(card), labels, pools])[:16]
 
 
 def _open(path: Path, card: Card, strict: bool) -> Store:

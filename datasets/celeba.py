@@ -37,7 +37,7 @@ FOLDERS = ("celeba", "celebA", "CelebA", "celebA/data", "celeba/data", "celebA_v
 BY_HAND = (
     "CelebA is for non-commercial research and no part of it may be passed on, so no program fetches it. From "
     "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html get list_attr_celeba.txt, list_eval_partition.txt and "
-    "img_align_celeba.zip, put them into a folder `celeba` in the data home and unpack the archive there. The layouts "
+    "img_align_celeba.zip, put them into $WORSTGROUP_HOME/data/celeba and unpack the archive there. The layouts "
     "of torchvision, Kaggle, WILDS, group_DRO, JTT, DFR and SubpopBench are read as they are."
 )
 

@@ -129,7 +129,7 @@ def published_card(card: Card) -> Card:
         params={**card.params, "published": True},
         sources=(),
         fetch_unasked=False,
-        by_hand="LfF's generator (alinlab/LfF, `make_dataset.py`) writes it; put it into cmnist/ in the data home.",
+        by_hand="LfF's generator (alinlab/LfF, `make_dataset.py`) writes it; put it into $WORSTGROUP_HOME/data/cmnist.",
         notes=(note, *card.notes),
     )
 

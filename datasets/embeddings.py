@@ -44,8 +44,8 @@ CARD = Card(
     notes=(
         _ARRAYS,
         _TABLE,
-        "Use: --dataset embeddings --root FILE, or --dataset embeddings:STEM for data/embeddings/STEM.npz of the data "
-        "home.",
+        "Use: --dataset embeddings --root FILE, or --dataset embeddings:STEM for $WORSTGROUP_HOME/data/embeddings/"
+        "STEM.npz.",
         "Features are standardised with the mean and deviation of each dimension over train.",
         "The aligned value of a class is the one of the greatest lift P(a|y) / P(a) in train, unless the file says it.",
     ),

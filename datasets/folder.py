@@ -46,13 +46,13 @@ CARD = Card(
     backbone="resnet18",
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
-    share_labels=False,
     notes=(
         *_LAYOUTS,
-        "Use: --dataset folder --root DIR, or --dataset folder:NAME for the folder data/NAME of the data home.",
+        "Use: --dataset folder --root DIR, or --dataset folder:NAME for the folder $WORSTGROUP_HOME/data/NAME.",
         "Classes and values are sorted. The aligned value of a class is the one of the greatest lift P(a|y) / P(a) in "
         "train; gaps mean little where shortcuts are not one value per class.",
         "The backbone starts from random weights: give --weights imagenet1k_v1 to start from pretrained ones.",
+        "Records carry labels and attributes, as intervals need them: mind that when you pass records on.",
         "Random crops in training are drawn from the stored picture, not from the photograph.",
     ),
     transforms={

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..benchmark.errors import CorruptFile, MissingData
+from ..benchmark.home import data_home
 from ..benchmark.spec import Card
 from ..benchmark.store import Splits, search, splits_key
 
@@ -45,7 +46,7 @@ def find_folder(what: str, names: Sequence[str], root: Path | None, marks: Seque
     for folder in dict.fromkeys(seen):
         if any((folder / mark).exists() for mark in marks):
             return folder
-    looked = f"{root} (nor in {', '.join(names)} below it)" if root else f"any of {', '.join(names)} in the data home"
+    looked = f"{root} (nor in {', '.join(names)} below it)" if root else f"{', '.join(names)} below {data_home()}"
     raise MissingData(f"{what}: there is no {' or '.join(marks)} in {looked}. {advice}")
 
 

@@ -159,7 +159,7 @@ _BUILT = _variant(
     counts={},
     sizes={"train": 4_795, "val": 1_199, "test": 5_794},
     sources=(_CUB, replace(_MASKS, into=PARTS), _PLACES),
-    by_hand=f"Places365's training pictures in high resolution are one archive of about 105 GB. {ADVICE}",
+    by_hand=ADVICE,
     params=PARAMS,
 )
 

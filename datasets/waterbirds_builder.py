@@ -36,7 +36,8 @@ PARAMS: dict[str, Any] = {
 }
 """Parameters of the official construction; the places are of land and of water."""
 ADVICE = (
-    f"Put CUB_200_2011/ and segmentations/ of CUB-200-2011 into the folder {PARTS} of the data home, or name their "
+    "Places365's training pictures in high resolution are one archive of about 105 GB. "
+    f"Put CUB_200_2011/ and segmentations/ of CUB-200-2011 into $WORSTGROUP_HOME/data/{PARTS}, or name their "
     "folder with --root, and beside them the Places365 folders "
     f"{', '.join(name for side in PARAMS['places'] for name in side)}."
 )

@@ -298,7 +298,7 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "attribute": (("--dataset", "tiny", "--method", "erm", "--budget", "val:strip"), ("'strip'", "stripe")),
     "setting": (("--dataset", "tiny", "--method", "dfr", "--set", "refit=3"), ("unknown dfr key 'refit'", "refits")),
     "setting of nothing": (("--dataset", "tiny", "--method", "dfr", "--set", "dfrr.refits=3"), ("dfrr.refits",)),
-    "value": (("--dataset", "tiny", "--method", "dfr", "--set", "refits=many"), ("dfr refits=many", "integer")),
+    "value": (("--dataset", "tiny", "--method", "dfr", "--set", "refits=many"), ("dfr.refits=many", "integer")),
     "value of a choice": (("--dataset", "tiny", "--method", "groupdro", "--set", "absent=x"), ("absent=x", "renorm")),
     "recipe key": (("--dataset", "tiny", "--method", "erm", "--set", "recipe.lrr=1"), ("recipe key 'lrr'", "lr")),
     "recipe value": (("--dataset", "tiny", "--method", "erm", "--set", "recipe.epochs=1.5"), ("epochs=1.5",)),
@@ -354,7 +354,7 @@ def test_typers_own_errors_exit_with_2_too(call: Call, arguments: tuple[str, ...
                 "--set",
                 "dfr.c=1",
             ),
-            ("groupdro step_size=x", "recipe.lr must be", "unknown dfr key 'c'"),
+            ("groupdro.step_size=x", "recipe.lr must be", "unknown dfr key 'c'"),
         ),
         (
             ("--method", "bogus,dfr", "--seeds", "-1", "--set", "recipe.foo=1"),

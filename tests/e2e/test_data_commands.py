@@ -1,6 +1,8 @@
 """`new-dataset`, `prepare`, `show --images`, `embed` and a run on pictures, as a newcomer with a folder of them."""
 
+import io
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -119,7 +121,15 @@ def test_embeddings_of_a_frozen_backbone(call: Call, here: Path) -> None:
         (("prepare", "tiny", "--set", "size=8"), ["only data.size and data.transform"]),
         (("prepare", "waterbirds", "--set", "data.transform=nice"), ["no transform 'nice'"]),
         (("prepare", "waterbirds", "--set", "data.size=4"), ["from 8 to 1024"]),
-        (("prepare", "waterbirds", "--set", "data.size=big"), ["data size=big"]),
+        (("prepare", "waterbirds", "--set", "data.size=big"), ["data.size=big"]),
+        (("prepare", "waterbirds", "--set", "data.size=32"), ["`worstgroup prepare waterbirds --download` fetches it"]),
+        (("run", "--dataset", "waterbirds", "--method", "erm"), ["`worstgroup prepare waterbirds --download` fetches"]),
+        (("prepare", "cmnist"), ["cmnist is a family of datasets: name one of cmnist:bin99, cmnist:domainbed"]),
+        (("prepare", "folder", "--root", "."), ["neither metadata.csv nor a folder train lies in ."]),
+        (("prepare", "folder", "--download"), ["folder: --root DIR is missing"]),
+        (("prepare", "embeddings", "--root", "."), ["no *.npz|.parquet|.safetensors in ."]),
+        (("show", "tiny", "--images", "--output", "."), ["cannot write .: a folder stands", "Choose another place."]),
+        (("show", "tiny", "--images", "--output", ".."), ["cannot write ..: a folder stands"]),
         (("show", "tiny", "--root", "."), ["go with --images"]),
         (("embed", "--dataset", "tiny", "--backbone", "tiny", "--output", "x.npz"), ["unknown backbone 'tiny'"]),
         (("new-dataset", "tiny"), ["dataset name 'tiny' is taken"]),
@@ -136,6 +146,71 @@ def test_a_mistake_is_one_message(
     for text in says:
         assert text in done.err
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["celeba", "urbancars", "urbancars:built", "spuco:birds", "waterbirds:built"])
+def test_what_to_put_where_is_said_once(call: Call, here: Path, name: str) -> None:
+    base, _, variant = name.partition(":")
+    by_hand = DATASETS[base].card(variant).by_hand
+    for done in (call("prepare", name), call("run", "--dataset", name, "--method", "erm")):
+        assert done.code == 2
+        assert done.err.count(by_hand) == 1
+
+
+def test_the_next_command_quotes_a_path(call: Call, here: Path) -> None:
+    done = call("embed", "--dataset", "tiny", "--backbone", "tiny_cnn", "--output", "two words.npz")
+    assert "--root 'two words.npz' --method" in done.out
+
+
+def test_embeddings_are_no_pictures(call: Call, here: Path) -> None:
+    assert call("embed", "--dataset", "tiny", "--backbone", "tiny_cnn", "--output", "tiny.npz").code == 0
+    done = call("prepare", "embeddings", "--root", "tiny.npz")
+    assert re.match(r"embeddings:tiny is ready: 192 rows of \d+ features, ", done.out)
+
+
+def test_help_names_policies(call: Call) -> None:
+    assert "HOST[+SOURCE][@POLICY]" in call("run", "--help").out
+    assert "HOST[+SOURCE][@POLICY]" in call("check", "--help").out
+
+
+def test_prepare_checks_labels(call: Call, here: Path, home: Path) -> None:
+    assert call("prepare", "tiny").code == 0
+    (path,) = (home / "data" / "store").glob("*/train.labels.npz")
+    content = path.read_bytes()
+    path.write_bytes(content[:150] + bytes([content[150] ^ 1]) + content[151:])
+    done = call("prepare", "tiny")
+    assert done.code == 2
+    assert "train.labels.npz: cannot be read; delete the folder, it is rebuilt." in done.err
+    with np.load(io.BytesIO(content)) as labels:
+        parts = {name: labels[name] for name in labels.files}
+    np.savez(path, **(parts | {"y": 1 - parts["y"]}))
+    assert path.stat().st_size == len(content)
+    assert "its labels were altered; delete the folder, it is rebuilt." in call("prepare", "tiny").err
+
+
+def test_a_damaged_note_of_the_latest_store(call: Call, here: Path, home: Path) -> None:
+    assert call("prepare", "tiny").code == 0
+    (note,) = (home / "data" / "store").glob("*.latest")
+    good = note.read_bytes()
+    note.write_bytes(b"\xff\xfe")
+    assert call("ls", "datasets").code == 0
+    assert call("prepare", "tiny").code == 0
+    assert note.read_bytes() == good
+
+
+def test_a_lock_that_cannot_be_opened(call: Call, home: Path) -> None:
+    (home / "locks" / "x.lock").mkdir(parents=True)
+    done = call("cache", "--prune")
+    assert done.code == 2
+    assert "cannot write" in done.err
+
+
+def test_a_dataset_may_be_called_as_the_folder_of_its_pictures(
+    call: Call, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "my_birds").mkdir()
+    monkeypatch.syspath_prepend(here)
+    assert call("new-dataset", "my-birds").code == 0
 
 
 def test_strict_refuses_other_counts(call: Call, here: Path) -> None:

@@ -138,7 +138,7 @@ def test_the_usual_pixels_may_be_asked_for(drawn: Path) -> None:
     ("key", "value", "says"),
     [
         ("data.size", "4", "data.size must be from 8 to 1024 pixels, got 4"),
-        ("data.size", "large", "data size=large: input should be a valid integer"),
+        ("data.size", "large", "data.size=large: input should be a valid integer"),
         ("data.sizes", "64", "unknown data key 'sizes'. Did you mean size?"),
         ("data.transform", "centre", "drawn has no transform 'centre': give data.transform one of resize, center"),
     ],

@@ -183,11 +183,11 @@ def test_text_is_read_as_the_type_of_the_field(key: str, text: str, value: Any) 
 @pytest.mark.parametrize(
     ("key", "text", "says"),
     [
-        ("flag", "maybe", "knobs flag=maybe: input should be a valid boolean"),
-        ("steps", "1.5", "knobs steps=1.5: input should be a valid integer"),
-        ("rate", "fast", "knobs rate=fast: input should be a valid number"),
-        ("mode", "drop", "knobs mode=drop: input should be 'ignore' or 'renorm'"),
-        ("grid", '["x"]', 'knobs grid=["x"]: input should be a valid number, unable to parse string as a number'),
+        ("flag", "maybe", "knobs.flag=maybe: input should be a valid boolean"),
+        ("steps", "1.5", "knobs.steps=1.5: input should be a valid integer"),
+        ("rate", "fast", "knobs.rate=fast: input should be a valid number"),
+        ("mode", "drop", "knobs.mode=drop: input should be 'ignore' or 'renorm'"),
+        ("grid", '["x"]', 'knobs.grid=["x"]: input should be a valid number, unable to parse string as a number'),
         ("stps", "1", "unknown knobs key 'stps'. Did you mean steps?"),
     ],
 )
@@ -202,7 +202,8 @@ def test_all_problems_are_reported_together() -> None:
     changes = {"flag": "maybe", "rates": "1", "steps": "4", "mode": "drop"}
     changed, problems = override(Knobs(), changes, "knobs")
     assert changed == Knobs()
-    assert [problem.split()[1] for problem in problems] == ["flag=maybe:", "knobs", "mode=drop:"]
+    first = [problem.partition(" ")[0] for problem in problems]
+    assert first == ["knobs.flag=maybe:", "unknown", "knobs.mode=drop:"]
 
 
 def test_a_value_that_the_dataclass_refuses_is_a_problem_too() -> None:
