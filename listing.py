@@ -156,7 +156,7 @@ def card(name: str) -> str:
         ]
         return "\n".join([f"suite {name}", "", suite.summary, f"seeds: {suite.seeds}", "", *lines])
     known = [*DATASETS, *METHODS, *SOURCES, *BACKBONES, *RUNGS, *suite_names()]
-    raise UnknownName("name", name, known, "See `worstgroup ls methods`.")
+    raise UnknownName("name", name, known, "See `worstgroup ls --help`.")
 
 
 def _dataset_row(card: Card) -> tuple[str, ...]:

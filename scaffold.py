@@ -142,7 +142,7 @@ class Written(NamedTuple):
     """A new entry's file, and the commands to type next."""
 
     path: Path
-    commands: tuple[str, str]
+    commands: tuple[str, ...]
 
 
 def new_method(name: str, here: Path, package: Path = PACKAGE) -> Written:
@@ -163,8 +163,8 @@ def new_dataset(name: str, here: Path, package: Path = PACKAGE) -> Written:
     """
     require(name not in DATASETS, f"dataset name {name!r} is taken; `worstgroup ls datasets` lists all")
     path, plugin = _write("dataset", name, here, package, DATASET_TEMPLATE, (DATASET_INSIDE, DATASET_OUTSIDE))
-    shown = f"worstgroup show {name} --images --root FOLDER{plugin}"
-    return Written(path, (f"worstgroup prepare {name} --root FOLDER{plugin}", shown))
+    commands = (f"prepare {name}", f"show {name} --images", f"run --dataset {name} --method erm,dfr")
+    return Written(path, tuple(f"worstgroup {command} --root FOLDER{plugin}" for command in commands))
 
 
 def _write(

@@ -36,6 +36,7 @@ def export(
     are the same in every call. `settings` are `data.KEY` settings without their prefix. Raises `UserError`.
     """
     require(out.suffix == ".npz", f"{out}: features are written as .npz: give it a name that ends so")
+    require(out.parent.is_dir() and not out.is_dir(), f"{out}: there is no such folder to write the file into")
     made, card = make_dataset(dataset, root, settings)
     require(card.dtype == "uint8", f"{card.name} holds features already")
     name = backbone or card.backbone
@@ -93,6 +94,7 @@ def _facts(card: Card, how: str) -> dict[str, NDArray[Any]]:
         "title": np.array(f"{card.name}, {how}"),
         "licence": np.array(card.licence),
         "citation": np.array(card.citation),
+        "share_labels": np.array(card.share_labels),
         "classes": np.array(card.classes),
         "attribute_names": np.array([attribute.name for attribute in card.attributes]),
         **{f"values_{k}": np.array(attribute.values) for k, attribute in enumerate(card.attributes)},

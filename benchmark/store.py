@@ -196,9 +196,13 @@ def _counted(card: Card, counts: dict[SplitName, tuple[int, ...]], strict: bool)
         advice = "Without --strict they are taken as a dataset of their own." if card.adaptable else "Replace them."
         raise CorruptFile(f"{card.name}: {wrong[0]}. The files are not the official ones. {advice}")
     attributes = tuple(replace(attribute, train_ratio=None) for attribute in card.attributes)
-    note = "Not the official files: the counts are those that were found."
     return replace(
-        card, name=card.called("custom"), counts=counts, sizes={}, attributes=attributes, notes=(note, *card.notes)
+        card,
+        name=card.called("custom"),
+        title=f"{card.title} - not the official files",
+        counts=counts,
+        sizes={},
+        attributes=attributes,
     )
 
 

@@ -40,7 +40,6 @@ CARD = Card(
     backbone="identity",
     mean=(0.0,),
     std=(1.0,),
-    share_labels=False,
     notes=(
         _ARRAYS,
         _TABLE,
@@ -48,6 +47,7 @@ CARD = Card(
         "STEM.npz.",
         "Features are standardised with the mean and deviation of each dimension over train.",
         "The aligned value of a class is the one of the greatest lift P(a|y) / P(a) in train, unless the file says it.",
+        "Records carry labels and attributes, as intervals need them, unless the file says that its licence forbids that.",
     ),
     by_hand=f"The features are yours. {_ARRAYS} {_TABLE}",
     dtype="float32",
@@ -224,6 +224,7 @@ def _row(path: Path) -> Where:
 def _changes(arrays: Arrays, labels: Labels, path: Path) -> dict[str, Any]:
     """Fields of the card that the file gives itself, as one that was exported from a dataset does."""
     changes: dict[str, Any] = {key: str(arrays[key]) for key in ("title", "licence", "citation") if key in arrays}
+    changes["share_labels"] = bool(np.all(arrays.get("share_labels", True)))
     if "aligned" not in arrays:
         return changes
     table = arrays["aligned"]  # (k, K)

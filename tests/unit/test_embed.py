@@ -54,6 +54,13 @@ def test_an_exported_dataset_is_the_same_dataset(tmp_path: Path, name: str) -> N
         assert np.array_equal(one.units(), two.units())
 
 
+@pytest.mark.usefixtures("tiny")
+def test_a_licence_that_keeps_labels_in_keeps_them_in(tmp_path: Path) -> None:
+    for name, shared in (("tinyvariants", True), ("tinyvariants:secret", False)):
+        out = export(name, None, "", "", tmp_path / "x.npz")
+        assert make_dataset("embeddings", out)[1].share_labels is shared
+
+
 def test_export_takes_a_weights_file(tmp_path: Path) -> None:
     torch.manual_seed(5)
     state = build_backbone("resnet18", num_classes=2).state_dict()
@@ -77,6 +84,7 @@ def test_export_takes_a_weights_file(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("tiny", None, "", "", Path("x.npy")), "x.npy: features are written as .npz"),
+        (("tiny", None, "", "", Path("nowhere/x.npz")), "nowhere/x.npz: there is no such folder"),
         (("tiny", None, "vit", "", Path("x.npz")), "unknown backbone 'vit'"),
         (("tiny", None, "resnet18", "best", Path("x.npz")), "no weights 'best'"),
     ],

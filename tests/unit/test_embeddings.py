@@ -62,7 +62,7 @@ def test_the_card_is_read_from_the_file(file: Path) -> None:
     assert (card.classes, card.attributes[0].values) == (("0", "1"), ("0", "1"))
     assert (card.attributes[0].name, card.attributes[0].aligned) == ("attribute", (0, 1))
     assert card.counts == COUNTS
-    assert not card.share_labels
+    assert card.share_labels
     assert np.allclose(card.mean, train.mean(0), atol=1e-6)
     assert np.allclose(card.std, np.where(np.arange(6) == 2, 1, train.std(0)), atol=1e-6)
     check_counts(card, dataset.load(file))

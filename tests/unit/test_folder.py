@@ -39,7 +39,7 @@ def test_the_card_is_read_from_the_table(tmp_path: Path) -> None:
     (place,) = card.attributes
     assert (place.name, place.values, place.aligned, place.train_ratio) == ("place", ("grass", "sofa"), (0, 1), None)
     assert card.counts == COUNTS
-    assert not card.share_labels
+    assert card.share_labels
     splits = dataset.load(tmp_path / "my pets")
     check_counts(card, splits)
     assert len({id(split.images) for split in splits.values()}) == 1  # one pool for all
