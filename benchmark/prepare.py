@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .download import fetch_dataset
 from .errors import CorruptFile, MissingData, UserError
-from .planning import find_card, make_dataset
+from .planning import make_dataset
 from .pools import Report, check_pool, pool_path
 from .store import Store, check_labels, open_store
 
@@ -33,8 +33,8 @@ def prepare(
     except MissingData:
         if not download:
             raise
-        fetch_dataset(find_card(name)[1], report)
         dataset, card = make_dataset(name, None, settings)
+        fetch_dataset(card, report)
         store = open_store(dataset, card, strict=strict, report=report)
     pools = before.intersection(store.pools.values())  # those made just now need no second look
     for problem in (check_labels(store), *map(check_pool, pools)):

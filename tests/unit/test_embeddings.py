@@ -118,7 +118,7 @@ def test_every_format_gives_what_npz_gives(
 def test_without_pyarrow_a_parquet_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"x.parquet: reading .parquet needs pyarrow: `pip install pyarrow`"):
+    with pytest.raises(UserError, match=r"x.parquet: reading .parquet needs pyarrow: `pip install worstgroup"):
         cards(tmp_path / "x.parquet")
 
 

@@ -427,7 +427,7 @@ def test_files_with_other_counts_are_a_dataset_of_their_own(drawn: Path, tmp_pat
     assert custom.card.name == "drawn[custom]"
     assert custom.card.counts == CUSTOM
     assert custom.card.attributes[0].train_ratio is None
-    assert "Not the official files" in custom.card.notes[0]
+    assert custom.card.title.endswith(" - not the official files")
     assert custom.fingerprint != official.fingerprint
     assert open_drawn(drawn).card.name == "drawn"
     assert open_drawn(tmp_path / "custom", size="8").card.name == "drawn[8px,custom]"
