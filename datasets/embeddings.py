@@ -47,7 +47,7 @@ CARD = Card(
         "STEM.npz.",
         "Features are standardised with the mean and deviation of each dimension over train.",
         "The aligned value of a class is the one of the greatest lift P(a|y) / P(a) in train, unless the file says it.",
-        "Records carry labels and attributes, as intervals need them, unless the file says that its licence forbids it.",
+        "Records carry labels and attributes, as intervals need them, unless the file says that it may not be so.",
     ),
     by_hand=f"The features are yours. {_ARRAYS} {_TABLE}",
     dtype="float32",
