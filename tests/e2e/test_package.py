@@ -7,6 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from formats.embeddings import write_npz
+from formats.folder import write_folder
+from formats.waterbirds import write_release
 from helpers import Call
 
 ROOT = Path(__file__).parents[2]
@@ -73,12 +76,19 @@ def test_method_of_the_readme_runs(tmp_path: Path) -> None:
     assert "sqrt-reweight" in call(*PROGRAM, *run, cwd=tmp_path, WORSTGROUP_HOME=str(tmp_path / "home"))
 
 
-def test_commands_of_the_readme_parse(call: Call) -> None:
+def test_commands_of_the_readme_run(call: Call, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With drawn files where they name some; `run` as a rehearsal."""
+    monkeypatch.chdir(tmp_path)
+    write_release(home / "data" / "waterbirds")
+    write_folder(tmp_path / "my-pictures")
+    write_npz(tmp_path / "features.npz")
     text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^(?:pip install \. && )?worstgroup (run .*)$", text, re.MULTILINE)
-    assert len(lines) >= 5
+    lines = re.findall(r"^(?:pip install \. && )?worstgroup ((?:run|show) .*)$", text, re.MULTILINE)
+    assert len(lines) >= 12
     for line in lines:
         words = line.partition("#")[0].split()
         if not {"--plugin", "DIR"} & set(words):
-            done = call(*words, *(() if "--dry-run" in words else ("--dry-run",)))
-            assert done.code == 0, done.err
+            rehearsal = ["--dry-run"] if words[0] == "run" and "--dry-run" not in words else []
+            done = call(*words, *rehearsal)
+            assert done.code == 0, (line, done.err)
+    assert (tmp_path / "waterbirds-custom.png").is_file()

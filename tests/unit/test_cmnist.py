@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from formats.idx import draw_strokes, write_mnist
-from worstgroup.benchmark.errors import CorruptFile, UnknownName
+from worstgroup.benchmark.errors import CorruptFile, UserError
 from worstgroup.benchmark.home import data_home
 from worstgroup.benchmark.pools import pool_path
 from worstgroup.benchmark.registry import DATASETS
@@ -254,5 +254,5 @@ def test_cards_name_what_is_shown(name: str) -> None:
 def test_a_plain_name_offers_the_variants() -> None:
     entry = DATASETS["cmnist"]
     assert entry.cls is ColoredMNIST
-    with pytest.raises(UnknownName, match="cmnist:bin99"):
+    with pytest.raises(UserError, match="cmnist is a family of datasets: name one of cmnist:bin99"):
         entry.card("")
