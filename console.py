@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -22,22 +24,15 @@ WORTH_A_LINE = 2.0
 """Seconds that something must have taken to be reported when it is done."""
 
 
-class RunReporter:
-    """Reports runs to a console; use it as a context manager."""
+class _Reporter:
+    """A context manager that shows progress bars on a terminal, and nothing elsewhere."""
 
-    def __init__(self, console: Console, quiet: bool = False) -> None:
+    def __init__(self, console: Console, quiet: bool, *columns: ProgressColumn) -> None:
         self.console, self.quiet = console, quiet
-        self.done = self.total = 0
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bars = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+        shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+        self._bars = Progress(*shown, console=console, transient=True, disable=quiet or not console.is_terminal)
 
-    def __enter__(self) -> "RunReporter":
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
@@ -45,6 +40,18 @@ class RunReporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            self._bars.console.print(line, highlight=False, soft_wrap=True)
+
+
+class RunReporter(_Reporter):
+    """Reports runs to a console."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        super().__init__(console, quiet, MofNCompleteColumn(), TimeElapsedColumn())
+        self.done = self.total = 0
 
     def begin(self, total: int, cached: int) -> None:
         """Note the size of the job."""
@@ -74,28 +81,13 @@ class RunReporter:
         count = escape(f"[{self.done:{width}}/{self.total}]")
         self._say(f"{count} {escape(spec.label)}  {outcome}  {seconds:.1f} s")
 
-    def _say(self, line: str) -> None:
-        if not self.quiet:
-            self._bars.console.print(line, highlight=False, soft_wrap=True)
 
-
-class BuildReporter:
-    """Reports pictures being decoded and files being fetched; a context manager, called with (what, done, total)."""
+class BuildReporter(_Reporter):
+    """Reports pictures being decoded and files being fetched, by being called with (what, done, total)."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
-        self.console, self.quiet = console, quiet
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+        super().__init__(console, quiet)
         self._started: dict[str, tuple[TaskID, float]] = {}
-
-    def __enter__(self) -> "BuildReporter":
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Move the bar of one thing; a line when it is done."""
@@ -107,7 +99,5 @@ class BuildReporter:
             self._bars.remove_task(task)
             del self._started[what]
             seconds = time.monotonic() - start
-            if seconds >= WORTH_A_LINE and not self.quiet:
-                self._bars.console.print(
-                    f"{escape(what)}: {total:,} in {seconds:.1f} s", highlight=False, soft_wrap=True
-                )
+            if seconds >= WORTH_A_LINE:
+                self._say(f"{escape(what)}: {seconds:.1f} s")

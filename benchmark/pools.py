@@ -8,6 +8,7 @@ and appears under its name when it is whole.
 import hashlib
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -155,13 +156,14 @@ def _write(work: Path, source: ImageSource, shape: tuple[int, ...], dtype: str, 
         journal.write_text("".join(f"{sha}\n" for sha in chunks))
         starts = range(len(chunks) * step, shape[0], step)
         with journal.open("a") as notes, closing(_ahead(source, starts, shape, dtype, what)) as decoded:
+            report(f"decoding {what}", starts.start, shape[0])
             for start, pixels in zip(starts, decoded, strict=True):
                 file.write(pixels.data)
                 file.flush()
                 chunks.append(hashlib.sha256(pixels.data).hexdigest())
                 notes.write(chunks[-1] + "\n")
                 notes.flush()
-                report(what, start + len(pixels), shape[0])
+                report(f"decoding {what}", start + len(pixels), shape[0])
         os.fsync(file.fileno())
     return chunks
 
@@ -175,11 +177,11 @@ def _ahead(
         return _pixels(source, start, min(start + starts.step, shape[0]), shape[1:], dtype, what)
 
     with ThreadPoolExecutor(1) as thread:
-        waiting = [thread.submit(chunk, start) for start in starts[:1]]
-        for following in (*starts[1:], None):
-            pixels = waiting.pop().result()
-            if following is not None:
-                waiting.append(thread.submit(chunk, following))
+        waiting = deque(thread.submit(chunk, start) for start in starts[:1])
+        for start in starts:
+            pixels = waiting.popleft().result()
+            if start + starts.step in starts:
+                waiting.append(thread.submit(chunk, start + starts.step))
             yield pixels
 
 

@@ -88,7 +88,7 @@ def test_a_pool_is_written_chunk_by_chunk_and_read_back() -> None:
     source, told = Source(), list[Any]()
     key = build(source, told)
     assert source.asked == CHUNKS
-    assert told == [("drawn", stop, N) for _, stop in CHUNKS]
+    assert told == [("decoding drawn", done, N) for done in (0, *(stop for _, stop in CHUNKS))]
     assert np.array_equal(open_pool(key), IMAGES)
     assert np.array_equal(np.load(pool_path(key) / "images.npy"), IMAGES)  # a plain .npy
     assert left() == sorted([key, "images.npy", "pool.json"])
@@ -189,13 +189,25 @@ def test_a_large_source_does_not_pile_up_in_memory(monkeypatch: pytest.MonkeyPat
 # -------------------------------------------------------------------------------------------------------------- kills
 
 
+def test_a_build_that_was_killed_before_its_last_word_decodes_nothing() -> None:
+    key = build(Source())
+    path, work = pool_path(key), partial(key)
+    path.rename(work)
+    (work / "chunks.txt").write_text("\n".join(json.loads((work / "pool.json").read_text())["chunks"]))
+    (work / "pool.json").unlink()
+    again = Source()
+    assert build(again) == key
+    assert again.asked == []
+    assert np.array_equal(open_pool(key), IMAGES)
+
+
 @pytest.mark.parametrize("done", range(5))
 def test_a_killed_build_goes_on_where_it_stopped(done: int) -> None:
     key = interrupted(done)
     again, told = Source(), list[Any]()
     assert build(again, told) == key
     assert again.asked == CHUNKS[done:]
-    assert [progress[1] for progress in told] == [stop for _, stop in CHUNKS[done:]]
+    assert [progress[1] for progress in told[1:]] == [stop for _, stop in CHUNKS[done:]]
     assert np.array_equal(open_pool(key), IMAGES)
     assert check_pool(key) == ""
     assert left() == sorted([key, "images.npy", "pool.json"])
