@@ -67,6 +67,8 @@ def state(card: Card) -> str:
         return "--root"
     if not (card.sources or card.by_hand):
         return "built in"
+    if card.fetch_unasked:
+        return "fetched by run"
     return "by hand" if card.by_hand else "prepare --download"
 
 
