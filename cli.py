@@ -14,6 +14,7 @@ import typer
 
 from . import data_commands
 from .benchmark.errors import UserError
+from .benchmark.machine import cores
 from .terminal import err, interruptible, load_plugins, out, pair
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ def run(
             "--set", metavar="KEY=VALUE", help="METHOD.KEY=VALUE, recipe.KEY=VALUE, data.size or data.transform."
         ),
     ] = [],  # noqa: B006
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that holds the dataset (of embeddings: their file).")
+    ] = None,
     plugin: Annotated[
         list[Path], typer.Option(help="A Python file that registers methods, datasets or backbones.")
     ] = [],  # noqa: B006
@@ -114,7 +117,7 @@ def run(
         return
     with interruptible(), RunReporter(err, quiet) as reporter:
         workers = jobs or _default_jobs()
-        threads = threads or _cores() // _default_jobs()
+        threads = threads or cores() // _default_jobs()
         records = executors.run_plan(made, reporter, jobs=workers, threads=threads, plugins=plugin)
     _print_board(made)
     failed = sum(record.status == "failed" for record in records)
@@ -169,11 +172,7 @@ def _default_jobs() -> int:
     """One run at a time on a GPU; on a CPU a few small processes beat one with all threads."""
     import torch
 
-    return 1 if torch.cuda.is_available() else min(4, _cores())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else min(4, cores())
 
 
 def _print_plan(plan: "Plan") -> None:

@@ -59,7 +59,7 @@ def _data_settings(settings: list[str]) -> dict[str, str]:
 
 def prepare(
     dataset: Annotated[str, typer.Argument(help="DATASET[:VARIANT].")],
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the official files.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the files (of embeddings: their file).")] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch missing files, where the licence allows that.")
     ] = False,

@@ -16,6 +16,7 @@ from PIL import Image
 
 from .errors import CorruptFile, UserError
 from .home import data_home, write_bytes
+from .machine import cores
 from .spec import Card, Transform, digest
 
 Draw = Callable[..., Image.Image]
@@ -62,7 +63,7 @@ class Pictures:
         def read(at: int) -> None:
             pixels[at] = self._read(rows[at])
 
-        with ThreadPoolExecutor(_cores()) as threads:  # PIL decodes and resizes without the interpreter's lock
+        with ThreadPoolExecutor(cores()) as threads:  # PIL decodes and resizes without the interpreter's lock
             for _ in threads.map(read, range(len(rows))):
                 pass
         return pixels
@@ -79,7 +80,7 @@ class Pictures:
         try:
             content = seen.read_text()
         except OSError:
-            with ThreadPoolExecutor(_cores()) as threads:
+            with ThreadPoolExecutor(cores()) as threads:
                 content = digest(list(threads.map(self._hash, range(len(self)))))
             write_bytes(seen, content.encode())
         drawn = f"{self.draw.__module__.rpartition('.')[2]}.{self.draw.__name__}"
@@ -130,10 +131,6 @@ def _open(path: str | Path) -> Image.Image:
     with Image.open(path) as picture:
         picture.load()
         return picture
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -------------------------------------------------------------------------------------------------------- transforms

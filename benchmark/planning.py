@@ -191,7 +191,6 @@ def plan(
         raise UserError("\n".join(dict.fromkeys(problems)))
     runs: list[Planned] = []
     opened: dict[str, Store] = {}
-    stores: dict[str, Store] = {}
     for request, cell in resolved:
         if cell is None:
             continue
@@ -207,35 +206,39 @@ def plan(
         source = SOURCES[PSEUDO] if policy.tag == "pseudo" else cell.source
         if card.name not in opened:
             opened[card.name] = open_store(cell.dataset, card, root, strict=strict, report=report)
-        store = opened[card.name]
-        stores[store.card.name] = store
-        weights, file = _weights(_initial(request, card))
-        code, backbone_code = entries_fingerprint(entry, source), _backbone_code(backbone)
-        for seed in request.seeds:
-            block = Block(
-                dataset=store.card.name,
-                fingerprint=store.fingerprint,
-                backbone=backbone,
-                weights=weights,
-                recipe=cell.recipe,
-                seed=seed,
-                backbone_code=backbone_code,
-                weights_file=file,
-            )
-            spec = RunSpec(
-                block=block,
-                method=name.host,
-                source=source.name if source else "",
-                policy=policy.tag,
-                config=_frozen(cell.config),
-                budget=budget,
-                code=code,
-                source_config=_frozen(cell.source_config) if source else (),
-                extra=name.extra,
-            )
-            runs.append(Planned(spec.label, spec))
+        specs = _specs(request, cell, source, policy.tag, opened[card.name])
+        runs += [Planned(spec.label, spec) for spec in specs]
     names = {asked: store.card.name for asked, store in opened.items()}
-    return Plan([_renamed(run, names) for run in runs], stores)
+    return Plan([_renamed(run, names) for run in runs], {store.card.name: store for store in opened.values()})
+
+
+def _specs(request: Request, cell: "_Cell", source: MethodEntry | None, policy: str, store: Store) -> Iterator[RunSpec]:
+    """One run per seed."""
+    backbone = request.backbone or cell.card.backbone
+    weights, file = _weights(_initial(request, cell.card))
+    code, backbone_code = entries_fingerprint(cell.entry, source), _backbone_code(backbone)
+    for seed in request.seeds:
+        block = Block(
+            dataset=store.card.name,
+            fingerprint=store.fingerprint,
+            backbone=backbone,
+            weights=weights,
+            recipe=cell.recipe,
+            seed=seed,
+            backbone_code=backbone_code,
+            weights_file=file,
+        )
+        yield RunSpec(
+            block=block,
+            method=cell.name.host,
+            source=source.name if source else "",
+            policy=policy,
+            config=_frozen(cell.config),
+            budget=cell.budget,
+            code=code,
+            source_config=_frozen(cell.source_config) if source else (),
+            extra=cell.name.extra,
+        )
 
 
 def _renamed(run: Planned, names: dict[str, str]) -> Planned:

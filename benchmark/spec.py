@@ -150,6 +150,11 @@ class Card:
         """The transform in use."""
         return self.transforms[self.transform or next(iter(self.transforms))]
 
+    @property
+    def variant(self) -> str:
+        """`place` of `waterbirds:place[112px]`."""
+        return self.name.partition("[")[0].partition(":")[2]
+
     def called(self, option: str) -> str:
         """The card's name with one more option in its brackets: `waterbirds` becomes `waterbirds[custom]`."""
         base, bracket, rest = self.name.partition("[")

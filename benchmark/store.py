@@ -47,6 +47,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
+    def take(self, chosen: NDArray[np.int64]) -> "Split":
+        """These examples, in this order, as a split of the same images."""
+        unit, env = (None if part is None else part[chosen] for part in (self.unit, self.env))
+        return Split(self.images, self.y[chosen], self.a[chosen], unit, self.image_rows()[chosen], env)
+
     def units(self) -> NDArray[np.int64]:
         """Unit of each example; by default each is its own."""
         return np.arange(len(self.y)) if self.unit is None else self.unit

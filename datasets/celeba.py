@@ -18,6 +18,7 @@ from ..benchmark.registry import dataset
 from ..benchmark.spec import SPLITS, Attribute, Card, Recipe, Source, SplitName, Transform
 from ..benchmark.store import Split, Splits
 from .celeba_files import MARKS, find_pictures, read_labels
+from .environments import draw_disjoint
 from .tables import FileDataset, find_folder
 
 _LIST = """
@@ -157,17 +158,8 @@ def draw_environments(split: Split, card: Card) -> Split:
     group = group_index(split.y, split.a, card.shape)
     available = np.bincount(group, minlength=card.num_groups)
     counts = environment_counts(params["sizes"], params["percent"], available)
-    for name, has, shown in zip(card.group_names(), available, (counts > 0).sum(0), strict=True):
-        require(
-            has >= shown, f"{card.name}: {shown} environments need as many train pictures of {name}, there are {has}"
-        )
-    random = np.random.RandomState(params["seed"])
-    env = np.full(len(split), -1)
-    for g, drawn in enumerate(counts.T):
-        members = random.permutation(np.flatnonzero(group == g))
-        env[members[: drawn.sum()]] = np.repeat(np.arange(len(drawn)), drawn)
-    kept = np.flatnonzero(env >= 0)
-    return Split(split.images, split.y[kept], split.a[kept], rows=split.image_rows()[kept], env=env[kept])
+    chosen, env = draw_disjoint(group, counts, card.group_names(), card.name, params["seed"])
+    return replace(split.take(chosen), env=env)
 
 
 def make(variant: str) -> Card | None:

@@ -272,7 +272,7 @@ class ColoredMNIST:
         """Read the files and colour the pictures; raises `MissingData` or `CorruptFile`."""
         if "published" in self.card.params:
             return read_published(self.card, published_folder(self.card, root))
-        variant = self.card.name.partition("[")[0].partition(":")[2]
+        variant = self.card.variant
         make = _VARIANTS[variant][1] if variant in _VARIANTS else cm10
         return make(self.card, *read_digits(find_digits(self.family, root)))
 

@@ -18,7 +18,7 @@ from ..benchmark.registry import dataset
 from ..benchmark.spec import Attribute, Card, Recipe
 from ..benchmark.store import Splits
 from .arrays import READERS, Arrays, read_arrays
-from .own import SPLIT_NAMES, Column, Ints, Labels, Where, check, check_variant, read_column, slug, variant
+from .own import SPLIT_NAMES, Column, Ints, Labels, Where, check, check_variant, read_column, slug
 
 _REQUIRED = ("features", "y", "a", "split")
 _ARRAYS = (
@@ -78,14 +78,14 @@ class Embeddings:
 
     def describe(self, root: Path | None) -> Card:
         """The card of what is in the file; raises `MissingData` or `CorruptFile`."""
-        path = find(self.card.name, root)
+        path = find(self.card, root)
         features, labels, _, changes = read(path)
         n, d = features.shape
         train = features[labels.rows("train")]
         constant = (train == train[0]).all(axis=0)
         return replace(
             self.card,
-            name=f"embeddings:{variant(self.card.name) or slug(path.stem)}",
+            name=f"embeddings:{self.card.variant or slug(path.stem)}",
             image=(1, 1, d),
             mean=tuple(train.mean(axis=0, dtype=np.float64).tolist()),
             std=tuple(np.where(constant, 1.0, train.std(axis=0, dtype=np.float64)).tolist()),
@@ -94,21 +94,21 @@ class Embeddings:
 
     def source_key(self, root: Path | None) -> str:
         """SHA-256 of the file; raises `MissingData` when it is not there."""
-        with find(self.card.name, root).open("rb") as file:
+        with find(self.card, root).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def load(self, root: Path | None) -> Splits:
         """Read the file; raises `MissingData` or `CorruptFile`."""
-        features, labels, unit, _ = read(find(self.card.name, root))
+        features, labels, unit, _ = read(find(self.card, root))
         return labels.splits(features[:, None, None, :], unit)
 
 
-def find(card_name: str, root: Path | None) -> Path:
+def find(card: Card, root: Path | None) -> Path:
     """The file of a card: `root`, or one in the folder `root` or `embeddings` of the data home, called as its variant.
 
     Raises `MissingData`, and `UserError` where more than one file would do.
     """
-    name = variant(card_name)
+    name = card.variant
     folder = root if root or not name else data_home() / "embeddings"
     if folder is not None and folder.is_file():
         found = [folder] if folder.suffix in READERS else []
@@ -117,10 +117,10 @@ def find(card_name: str, root: Path | None) -> Path:
         found = [path for path in files if path.suffix in READERS and (not name or slug(path.stem) == name)]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise UserError(f"{card_name}: {folder} holds {names}; name one of them by --root FILE")
+        raise UserError(f"{card.name}: {folder} holds {names}; name one of them by --root FILE")
     if not found:
         looked = f"no {name or '*'}{'|'.join(READERS)} in {folder}" if folder else "--root FILE is missing"
-        raise MissingData(f"{card_name}: {looked}. {CARD.by_hand}")
+        raise MissingData(f"{card.name}: {looked}. {CARD.by_hand}")
     return found[0]
 
 

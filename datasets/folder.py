@@ -19,7 +19,7 @@ from ..benchmark.pictures import Pictures
 from ..benchmark.registry import dataset
 from ..benchmark.spec import SPLITS, Card, Recipe, Transform
 from ..benchmark.store import Splits
-from .own import SPLIT_NAMES, Labels, Where, check, check_variant, read_column, slug, variant
+from .own import SPLIT_NAMES, Labels, Where, check, check_variant, read_column, slug
 from .tables import PICTURES, FileDataset, codes, read_table, safe_path
 
 TABLE, COLUMNS = "metadata.csv", ("filename", "split", "y")
@@ -83,28 +83,28 @@ class Folder(FileDataset):
 
     def describe(self, root: Path | None) -> Card:
         """The card of what lies in the folder; raises `MissingData` or `CorruptFile`."""
-        folder = find(self.card.name, root)
+        folder = find(self.card, root)
         labels = read(folder).labels
-        name = variant(self.card.name) or slug(folder.resolve().name)
+        name = self.card.variant or slug(folder.resolve().name)
         title = f"{name}: {len(labels.split):,} pictures of the user's"
         return replace(self.card, name=f"folder:{name}", title=title, **labels.facts())
 
     def load(self, root: Path | None) -> Splits:
         """Read table or tree; pictures are decoded when they are asked for."""
-        files, labels, where = read(find(self.card.name, root))
+        files, labels, where = read(find(self.card, root))
         return labels.splits(Pictures(files, self.card.pixels, where=where))
 
 
-def find(card_name: str, root: Path | None) -> Path:
+def find(card: Card, root: Path | None) -> Path:
     """The folder of a card: `root` or `root/NAME`, without `root` `NAME` in the data home; raises `MissingData`."""
-    name = variant(card_name)
+    name = card.variant
     places = [root, root / name] if root else [data_home() / name] if name else []
     for folder in places:
         if any((folder / mark).exists() for mark in (TABLE, *TREE[0])):
             return folder
     looked = " or ".join(dict.fromkeys(map(str, places)))
     lacking = f"neither {TABLE} nor a folder train lies in {looked}" if places else "--root DIR is missing"
-    raise MissingData(f"{card_name}: {lacking}. {CARD.by_hand}")
+    raise MissingData(f"{card.name}: {lacking}. {CARD.by_hand}")
 
 
 def read(folder: Path) -> Listing:

@@ -128,11 +128,6 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "data"
 
 
-def variant(card_name: str) -> str:
-    """`NAME` of `folder:NAME[112px]`."""
-    return card_name.partition(":")[2].partition("[")[0]
-
-
 def check_variant(dataset: str, name: str) -> None:
     """Raise `UserError` for a name that cannot be part of a dataset's name."""
     if name and slug(name) != name:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..benchmark.errors import UserError
 from ..benchmark.registry import dataset
 from ..benchmark.spec import Attribute, Card, Recipe, Source, SplitName, Transform
 from ..benchmark.store import Split, Splits
+from .environments import draw_disjoint
 from .tables import FileDataset
 from .waterbirds_builder import ADVICE, PARAMS, PARTS, build
 from .waterbirds_release import (
@@ -199,7 +199,7 @@ def without_minority(card: Card, root: Path | None) -> Splits:
     """Train without the groups of the card's parameters."""
     splits = official(card, root)
     train = splits["train"]
-    return splits | {"train": _take(train, np.flatnonzero(~np.isin(_group(train), card.params["dropped_groups"])))}
+    return splits | {"train": train.take(np.flatnonzero(~np.isin(_group(train), card.params["dropped_groups"])))}
 
 
 def two_environments(card: Card, root: Path | None) -> Splits:
@@ -208,7 +208,7 @@ def two_environments(card: Card, root: Path | None) -> Splits:
     train = splits["train"]
     names = card.group_names()
     chosen, env = draw_environments(_group(train), names, card.params["environments"], card.params["seed"])
-    return splits | {"train": replace(_take(train, chosen), env=env)}
+    return splits | {"train": replace(train.take(chosen), env=env)}
 
 
 def draw_environments(
@@ -223,16 +223,7 @@ def draw_environments(
     total, found = targets.sum(0), np.bincount(group, minlength=len(names))
     scarcest = int(np.argmin(found / total))
     counts = np.maximum(1, targets * found[scarcest] // total[scarcest])
-    for name, has in zip(names, found, strict=True):
-        if has < len(targets):
-            raise UserError(f"{len(targets)} environments need as many train pictures of {name}, there are {has}")
-    rng = np.random.RandomState(seed)
-    env = np.full(len(group), -1)
-    for g in range(len(names)):
-        members = rng.permutation(np.flatnonzero(group == g))[: counts[:, g].sum()]
-        env[members] = np.repeat(np.arange(len(targets)), counts[:, g])
-    chosen = np.flatnonzero(env >= 0)
-    return chosen, env[chosen]
+    return draw_disjoint(group, counts, names, "waterbirds:ex2l", seed)
 
 
 def built(card: Card, root: Path | None) -> Splits:
@@ -242,10 +233,6 @@ def built(card: Card, root: Path | None) -> Splits:
 
 def _group(split: Split) -> NDArray[np.int64]:
     return 2 * split.y + split.a[:, 0]
-
-
-def _take(split: Split, chosen: NDArray[np.int64]) -> Split:
-    return replace(split, y=split.y[chosen], a=split.a[chosen], rows=split.image_rows()[chosen])
 
 
 _VARIANTS: dict[str, tuple[Card, Callable[[Card, Path | None], Splits]]] = {
@@ -265,5 +252,4 @@ class Waterbirds(FileDataset):
 
     def load(self, root: Path | None) -> Splits:
         """Read the table; raises `MissingData`, or `CorruptFile` that names what is wrong."""
-        variant = self.card.name.partition("[")[0].partition(":")[2]
-        return _VARIANTS[variant][1](self.card, root)
+        return _VARIANTS[self.card.variant][1](self.card, root)

@@ -19,10 +19,20 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"{name}: {line}")
 
 
+def _threads(number):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def one_thread():
     """What a run gets on two cores, and far steadier than two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    yield from _threads(1)
+
+
+@pytest.fixture
+def two_threads():
+    """As many as the loader that is compared with has workers."""
+    yield from _threads(2)
