@@ -64,7 +64,7 @@ def undocumented(entry: MethodEntry) -> Iterator[str]:
         yield f"class {entry.cls.__name__} has no docstring: give the algorithm and every deviation"
     if not entry.paper:
         yield '`paper` is empty: name the source, or "none"'
-    explained = entry.config.__doc__ or ""
+    explained = " ".join(cls.__doc__ or "" for cls in entry.config.__mro__ if cls is not object)
     missing = [field.name for field in dataclasses.fields(entry.config) if f"`{field.name}`" not in explained]
     if missing:
         yield f"the docstring of {entry.config.__name__} does not explain, in backticks: {', '.join(missing)}"

@@ -140,23 +140,32 @@ def halves(
 # ------------------------------------------------------------------------------------------------------- the meter
 
 Used = dict[str, NDArray[np.bool_]]
-"""Which images' attributes were used, by `split:purpose`; under `val:y` whose class labels went into fitting."""
+"""Which images' attributes were used, by `split:purpose`; under `val:y` whose class labels went into fitting, under
+`split:env` whose native environments."""
 
 
 class Annotations:
     """Attributes of train and validation behind a budget.
 
     `y` and `a` map split names to arrays (n,) and (n, k); `seed` is the run's, from which the granted images are drawn.
+    `env` has the dataset's own environments (n,), which no budget withholds; they are counted.
     """
 
     def __init__(
-        self, card: Card, y: dict[Held, Indices], a: dict[Held, Indices], budget: Budget, seed: int = 0
+        self,
+        card: Card,
+        y: dict[Held, Indices],
+        a: dict[Held, Indices],
+        budget: Budget,
+        seed: int = 0,
+        env: dict[Held, Indices] | None = None,
     ) -> None:
         self.card = card
         self.budget = budget
         self._columns = list(budget.columns(card))
         self._y = y
         self._a = a
+        self._env = env or {}
         shares: dict[Held, float] = {"train": budget.grant.train, "val": budget.grant.val}
         self._granted = {split: granted(y[split], shares[split], card.name, seed, split) for split in shares}
         self._used = self._nothing()
@@ -190,6 +199,13 @@ class Annotations:
         sizes = tuple(len(self.card.attributes[j].values) for j in self._columns)
         return Attributes(self._a[split][wanted][:, self._columns], sizes)
 
+    def environments(self, split: Held, rows: Indices) -> Indices:
+        """The dataset's own environment of images (m,), -1 where a split has none; counted, granted to all."""
+        if split not in self._env:
+            return np.full(len(rows), -1)
+        self._used[f"{split}:env"][rows] = True
+        return self._env[split][rows]
+
     def bill_labels(self, rows: Indices) -> None:
         """Note that class labels of held-out (validation) images went into fitting."""
         self._used["val:y"][rows] = True
@@ -206,7 +222,7 @@ class Annotations:
 
     def inherit(self, used: dict[str, list[int]]) -> None:
         """Take over the labels, by key of `Used` and row, that went into something shared."""
-        if self._closed and any(rows for key, rows in used.items() if key != "val:y"):
+        if self._closed and any(rows for key, rows in used.items() if key not in _FREE):
             raise BudgetExceeded(_REFUSED)
         for key, rows in used.items():
             self._used[key][rows] = True
@@ -220,10 +236,12 @@ class Annotations:
             n_train_a=k * count["train:fit"],
             n_val_a_fit=k * count["val:fit"],
             n_val_a_select=k * count["val:select"],
+            n_env=count["train:env"] + count["val:env"],
             n_y_extra=count["val:y"],
             total_a=k * (count["train:fit"] + either),
         )
 
 
-_KEYS = ("train:fit", "val:fit", "val:select", "val:y")
+_FREE = ("val:y", "train:env", "val:env")
+_KEYS = ("train:fit", "val:fit", "val:select", *_FREE)
 _REFUSED = "a shared artifact declared as made without attributes (labelled=False) asks for some"

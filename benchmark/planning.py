@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .backbones import build_backbone, check_backbone
-from .budget import RUNGS, SOME, Budget
+from .budget import RUNGS, SOME, Budget, Requires
 from .errors import UnknownName, UserError
 from .fingerprint import code_fingerprint
 from .pictures import with_pixels
@@ -194,10 +194,10 @@ def plan(
     for request, cell in resolved:
         if cell is None:
             continue
-        entry, name, card, budget = cell.entry, cell.name, cell.card, cell.budget
+        name, card, budget = cell.name, cell.card, cell.budget
         backbone = request.backbone or card.backbone
         needs = cell.source.requires if cell.source else None
-        policy = entry.requires.resolve(budget, name.policy, needs, bool(name.extra))
+        policy = cell.requires.resolve(budget, name.policy, needs, bool(name.extra))
         if policy.reason:
             label = method_label(name.host, name.source, name.policy, name.extra)
             absent = Absent(card.name, backbone, label, str(budget), policy.reason)
@@ -271,6 +271,7 @@ class _Cell:
     entry: MethodEntry
     source: MethodEntry | None
     name: MethodName
+    requires: Requires
     dataset: Dataset
     card: Card
     budget: Budget
@@ -309,13 +310,11 @@ def _resolve(
     data = {key.removeprefix("data."): value for key, value in request.settings.items() if key.startswith("data.")}
     made = attempt(lambda: make(request.dataset, tuple(data.items())))
     card = made[1] if made else None
-    budget = attempt(lambda: Budget.parse(request.budget or (native_budget(name) if name else "none")))
     source = attempt(lambda: SOURCES[name.source]) if name and name.source else None
-    if card and budget:
-        attempt(lambda: budget.columns(card))
     family = request.backbone.partition(":")[0]
     known = attempt(lambda: BACKBONES[family]) if family else True
-    if not (name and entry and made and card and budget and known) or (name.source and not source):
+    asked = attempt(lambda: Budget.parse(request.budget or "none"))
+    if not (name and entry and made and card and asked and known) or (name.source and not source):
         return None
     model = attempt(lambda: check_backbone(request.backbone or card.backbone, card, _initial(request, card)))
     for part in (entry, source):
@@ -329,10 +328,13 @@ def _resolve(
     config, more = override(entry.config(), changes[1], name.host)
     source_config, most = override(borrowed.config(), changes[2], borrowed.name)
     problems += [*found, *more, *most]
+    requires: Requires = config.requires(entry.requires) if hasattr(config, "requires") else entry.requires
+    budget = asked if request.budget else Budget.parse(native_budget(name, requires))
+    attempt(lambda: budget.columns(card))
     for settings in (config, source_config):
         if hasattr(settings, "check"):
-            attempt(partial(settings.check, recipe))
-    return _Cell(entry, source, name, made[0], card, budget, recipe, config, source_config)
+            attempt(partial(settings.check, recipe, card))
+    return _Cell(entry, source, name, requires, made[0], card, budget, recipe, config, source_config)
 
 
 def _unused_settings(requests: list[Request]) -> Iterator[str]:
@@ -346,12 +348,13 @@ def _unused_settings(requests: list[Request]) -> Iterator[str]:
             yield f"setting {key} reaches no run: {prefix} has no part in {methods}"
 
 
-def native_budget(name: MethodName) -> str:
-    """The rung of a method when none is asked for.
+def native_budget(name: MethodName, requires: Requires | None = None) -> str:
+    """The rung of a method when none is asked for; `requires` are its needs, by default as declared.
 
     A composed method is at home where its source is; what fits on granted validation images at `val` at least.
     """
-    native = (SOURCES[name.source] if name.source else METHODS[name.host]).requires.native
+    own = requires or METHODS[name.host].requires
+    native = SOURCES[name.source].requires.native if name.source else own.native
     if name.policy in SOME or (name.extra and not RUNGS[native].val_fit):
         return "val"
     return native

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import engine, metrics, record
-from .annotations import Annotations, halves
+from .annotations import Annotations, Held, halves
 from .artifacts import work_folder
 from .cost import Clock, CostReport
 from .errors import DiskError, NonFiniteLoss, UserError, require
@@ -28,7 +28,7 @@ from .record import Arrays, RunRecord
 from .registry import METHODS, SOURCES
 from .selection import Selector
 from .spec import SPLITS, Card, RunSpec, SplitName, derive_seed
-from .store import Store
+from .store import Split, Store
 from .task import Pool, Predictor, Task
 
 SESSION = secrets.token_hex(6)
@@ -86,10 +86,10 @@ def execute(spec: RunSpec, store: Store, facts: dict[str, Any], progress: Progre
     device = pick_device()
     clock = Clock(device)
     lab = Lab(spec.block, store, device, clock, progress)
-    train, val = store.split("train"), store.split("val")
-    annotations = Annotations(
-        store.card, {"train": train.y, "val": val.y}, {"train": train.a, "val": val.a}, spec.budget, spec.block.seed
-    )
+    held: dict[Held, Split] = {"train": store.split("train"), "val": store.split("val")}
+    y, a = ({name: getattr(split, part) for name, split in held.items()} for part in ("y", "a"))
+    env = {name: split.env for name, split in held.items() if split.env is not None}
+    annotations = Annotations(store.card, y, a, spec.budget, spec.block.seed, env)
     fitted = _fit(spec, lab, annotations)
     lab.test_is_open = True
     logits: dict[SplitName, NDArray[np.float32]] = {

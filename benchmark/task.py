@@ -17,6 +17,7 @@ from .backbones import Backbone
 from .budget import POLICIES
 from .cost import StageCost
 from .data import Joined, Pixels
+from .environments import EnvDefinition
 from .errors import UserError, require
 from .lab import Arrays, Checkpoint, Lab
 from .selection import CRITERIA, Score, Selector
@@ -219,6 +220,13 @@ class Task:
         """Groups of class and attributes of the images (of all, or of `rows`), to fit on; see `attributes`."""
         y = self.y(split)
         return self.attributes(split, rows).groups(y if rows is None else y[rows], self.num_classes)
+
+    def environments(self, definition: EnvDefinition) -> Groups:
+        """Environments of the images trained on (n,), -1 where unknown: the dataset's own, or made of `attributes`."""
+        if definition == "native":
+            parts = [self._annotations.environments(split, rows) for split, rows in self._rows("train")]
+            return Groups(np.concatenate(parts), len(self.card.environments))
+        return self.attributes("train").joint() if definition == "attribute" else self.groups("train")
 
     def selector(self, rows: Indices | None = None) -> Selector:
         """The rung's selection rule on validation images (all it may look at, or those among `rows`); billed."""

@@ -10,16 +10,17 @@ from torch.optim import Optimizer
 
 from ..benchmark.backbones import Backbone
 from ..benchmark.budget import Requires
-from ..benchmark.data import Batch, Sampler, stratified
-from ..benchmark.engine import Objective
+from ..benchmark.data import Batch
+from ..benchmark.environments import EnvConfig
 from ..benchmark.errors import require
 from ..benchmark.registry import method
 from ..benchmark.spec import Recipe
 from ..benchmark.task import Task
+from .blocks.environments import EnvironmentObjective
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(EnvConfig):
     """`weight` lambda of the adversary; `disc_steps` d discriminator steps for each step of the classifier;
     `grad_penalty` rho on the discriminator's input gradient; `disc_lr` (None: the recipe's), `disc_weight_decay` and
     `beta1` of the discriminator's Adam; `width`, `depth` and `dropout` of the discriminator."""
@@ -51,7 +52,7 @@ class Config:
     requires=Requires(fit="train", native="train+val", classes="erm", masked=True),
     config=Config,
 )
-class DANN(Objective[Config]):
+class DANN(EnvironmentObjective[Config]):
     """Two players in turn: `min_D CE(D(h), e) + rho GP`, then `min CE(z, y) - lambda (CE(D(h), e) + rho GP)`.
 
     An environment e is a joint value of the granted attributes; batches hold equally many images of each. Under
@@ -63,10 +64,8 @@ class DANN(Objective[Config]):
 
     def setup(self, task: Task, model: Backbone) -> None:
         super().setup(task, model)
-        environments = task.attributes("train").joint()
-        self.e = torch.from_numpy(environments.index).to(task.device)
         with task.seeded("discriminator"):
-            self.discriminator = discriminator(model.feature_dim, environments.num, self.config).to(task.device)
+            self.discriminator = discriminator(model.feature_dim, self.num_envs, self.config).to(task.device)
         self.steps = 0
 
     def networks(self) -> dict[str, nn.Module]:
@@ -81,12 +80,6 @@ class DANN(Objective[Config]):
             weight_decay=self.config.disc_weight_decay,
         )
         return own
-
-    def make_sampler(self, task: Task, recipe: Recipe) -> Sampler:
-        if (self.e < 0).any():
-            self.sampler = "class"
-            return super().make_sampler(task, recipe)
-        return stratified(self.e.cpu(), recipe)
 
     def step(self, batch: Batch, optimizers: dict[str, Optimizer]) -> Tensor:
         self.steps += 1  # from 1, as there: at d = 1 the classifier moves first

@@ -11,7 +11,7 @@ from ..benchmark.data import Sampler, weighted
 from ..benchmark.engine import Objective
 from ..benchmark.errors import UserError, require
 from ..benchmark.registry import method
-from ..benchmark.spec import Recipe
+from ..benchmark.spec import Card, Recipe
 from ..benchmark.task import Predictor, Task
 
 
@@ -26,7 +26,7 @@ class Config:
         require(self.first_epochs >= 1, f"jtt.first_epochs must be at least 1, got {self.first_epochs}")
         require(self.upweight > 0, f"jtt.upweight must be positive, got {self.upweight}")
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: Recipe, card: Card) -> None:
         """Raise `UserError` unless the first run fits into the recipe."""
         most = recipe.epochs
         require(self.first_epochs <= most, f"jtt.first_epochs must be at most the recipe's {most} epochs")
