@@ -8,18 +8,15 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import data_commands
+from . import data_commands, run_commands
 from .benchmark.errors import UserError
-from .benchmark.machine import cores
-from .terminal import err, interruptible, load_plugins, out, pair
+from .terminal import err, load_plugins, out, print_leaderboard, print_tables
 
 if TYPE_CHECKING:
-    from .benchmark.planning import Plan, Request
-    from .leaderboard.aggregate import Table
     from .scaffold import Written
 
 app = typer.Typer(
@@ -64,152 +61,8 @@ def main() -> None:
         sys.exit(141)
 
 
-@app.command()
-def run(
-    suite: Annotated[str, typer.Argument(help="A suite's name, or the path of a .toml file.")] = "",
-    dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT], instead of a suite.")] = "",
-    method: Annotated[str, typer.Option(help=r"HOST[+SOURCE]\[@POLICY], several separated by commas.")] = "",
-    backbone: Annotated[str, typer.Option(help="Default: the dataset's own.")] = "",
-    weights: Annotated[
-        str, typer.Option(help="none, imagenet1k_v1, imagenet1k_v2, or a file. Default: the dataset's own.")
-    ] = "",
-    budget: Annotated[str, typer.Option(help="RUNG[:ATTRIBUTE,...]. Default: each method's native rung.")] = "",
-    extra: Annotated[
-        str, typer.Option(help="val: train on the granted validation images too (shown as METHOD(+val)).")
-    ] = "",
-    seeds: Annotated[str, typer.Option(help="Comma-separated. Default: 0,1,2, or the suite's.")] = "",
-    set_: Annotated[
-        list[str],
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="METHOD.KEY=VALUE, recipe.KEY=VALUE, data.size or data.transform."
-        ),
-    ] = [],  # noqa: B006
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that holds the dataset (of embeddings: their file).")
-    ] = None,
-    plugin: Annotated[
-        list[Path], typer.Option(help="A Python file that registers methods, datasets or backbones.")
-    ] = [],  # noqa: B006
-    jobs: Annotated[int, typer.Option(min=0, help="Worker processes. 0: 1 on a GPU, else one per core up to 4.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads of a run. 0: cores over default workers.")] = 0,
-    shard: Annotated[str, typer.Option(help="i/n: only this part of the runs.")] = "",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse dataset files with other than the official counts.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Prepare the datasets, say what would run, and stop.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
-) -> None:
-    """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""
-    from .benchmark import executors
-    from .benchmark.planning import plan
-    from .console import BuildReporter, RunReporter
-
-    load_plugins(plugin)
-    requests = _requests(suite, dataset, method, backbone, weights, budget, extra, seeds, set_)
-    with interruptible(), BuildReporter(err, quiet) as build:
-        made = plan(requests, root, strict=strict, report=build)
-    if shard:
-        made = executors.shard(made, shard)
-    if dry_run:
-        _print_plan(made)
-        return
-    with interruptible(), RunReporter(err, quiet) as reporter:
-        workers = jobs or _default_jobs()
-        threads = threads or cores() // _default_jobs()
-        records = executors.run_plan(made, reporter, jobs=workers, threads=threads, plugins=plugin)
-    _print_board(made)
-    failed = sum(record.status == "failed" for record in records)
-    if failed:
-        err.print(f"{failed} of {len(records)} runs failed; the same command tries them again.", style="red")
-        raise typer.Exit(1)
-
-
-def _requests(
-    suite: str,
-    dataset: str,
-    method: str,
-    backbone: str,
-    weights: str,
-    budget: str,
-    extra: str,
-    seeds: str,
-    settings: list[str],
-) -> "list[Request]":
-    from dataclasses import replace
-
-    from .benchmark.planning import DEFAULT_SEEDS, Request, read_suite
-
-    if bool(suite) == bool(dataset or method):
-        raise UserError("name a suite (`worstgroup run mini`), or --dataset and --method; see `worstgroup ls suites`")
-    changes = dict(pair(text) for text in settings)
-    chosen = _numbers(seeds) if seeds else None
-    if suite:
-        if backbone or budget or extra or weights:
-            raise UserError(
-                "--backbone, --weights, --budget and --extra go with --dataset and --method; a suite names its own"
-            )
-        requests = [
-            replace(request, settings={**request.settings, **changes}) for request in read_suite(suite).requests()
-        ]
-        return [replace(request, seeds=chosen) for request in requests] if chosen else requests
-    if not (dataset and method):
-        raise UserError(f"{'--method' if dataset else '--dataset'} is missing: name both --dataset and --method")
-    names = [name for name in method.split(",") if name]
-    seeds_ = chosen or DEFAULT_SEEDS
-    return [Request(dataset, name, budget, backbone, weights, seeds_, changes, extra) for name in names]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise UserError(f"--seeds {text}: write whole numbers separated by commas, e.g. 0,1,2") from error
-
-
-def _default_jobs() -> int:
-    """One run at a time on a GPU; on a CPU a few small processes beat one with all threads."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else min(4, cores())
-
-
-def _print_plan(plan: "Plan") -> None:
-    from .benchmark.runner import finished
-
-    for planned in plan.runs:
-        if planned.spec is None:
-            state = f"n/a ({planned.reason})"
-        else:
-            state = "finished" if finished(planned.spec) else "to run"
-        out.print(f"{planned.label}: {state}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_board(plan: "Plan") -> None:
-    from .benchmark.home import runs_home
-    from .benchmark.record import record_path
-    from .leaderboard import aggregate
-
-    paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
-    found = aggregate.collect(path for path in paths if path.exists())
-    _print_leaderboard(aggregate.build(found, (planned.absent for planned in plan.runs if planned.absent)))
-    for planned in plan.runs if not found else ():
-        if planned.absent:
-            out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_leaderboard(tables: "list[Table]") -> None:
-    from .leaderboard import render
-
-    _print_tables(render.to_terminal(tables, out.width))
-    if tables:
-        out.print(render.LEGEND, style="dim", markup=False, highlight=False)
-
-
-def _print_tables(tables: list[Any]) -> None:
-    for table in tables:
-        out.print(table)
+app.command()(run_commands.run)
+app.command()(run_commands.tune)
 
 
 @app.command("ls")
@@ -222,7 +75,7 @@ def list_(
     from . import listing
 
     load_plugins(plugin)
-    _print_tables([listing.table(kind.value, stale=stale)])
+    print_tables([listing.table(kind.value, stale=stale)])
 
 
 app.command()(data_commands.show)
@@ -247,7 +100,7 @@ def board(
         raise UserError(f"{path}: there is no such folder")
     tables = aggregate.build(aggregate.collect(record.find(folder)))
     if format_ is Format.table:
-        _print_leaderboard(tables)
+        print_leaderboard(tables)
         if not tables:
             out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", soft_wrap=True)
     else:

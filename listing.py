@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import rich.table
 from rich.markup import escape
@@ -14,9 +14,11 @@ from .benchmark.home import runs_home
 from .benchmark.planning import entries_fingerprint, find_card, read_suite, suite_names
 from .benchmark.pools import open_pool
 from .benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
+from .benchmark.search import ranges
 from .benchmark.spec import PSEUDO, Card
 from .benchmark.store import Store
 from .benchmark.store import prepared as prepared_store
+from .benchmark.tuning import Sweep, first_best
 
 
 def table(kind: str, *, stale: bool = False) -> rich.table.Table:
@@ -54,6 +56,23 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
     if kind == "suites":
         return _table(("suite", "what it runs"), [(name, read_suite(name).summary) for name in suite_names()])
     return _runs(stale)
+
+
+def draws_table(sweep: Sweep, records: Mapping[str, record.RunRecord]) -> rich.table.Table:
+    """Every draw of a search: what it changed, what it scored, what it cost; `*` marks the chosen one."""
+    values = sweep.values(records)
+    best, own = first_best(values), {**dict(sweep.runs[0].config), **dict(sweep.runs[0].source_config)}
+    rows = []
+    for spec, value in zip(sweep.candidates, values, strict=True):
+        made = records[spec.hash]
+        settings = {**dict(spec.config), **dict(spec.source_config)}
+        changed = {key: kept for key, kept in settings.items() if kept != own[key]}
+        changed |= {f"recipe.{key}": kept for key, kept in spec.tuned}
+        shown = " ".join(f"{key}={kept}" for key, kept in changed.items()) or "the defaults"
+        score = made.error if value is None else f"{100 * value:.1f}"
+        seconds = f"{made.cost.scratch.device_s:.1f} s" if made.cost else ""
+        rows.append((f"{spec.draw}{' *' if spec.draw == best else ''}", shown, score, seconds))
+    return _table(("draw", "settings", sweep.runs[0].rule, "cost from scratch"), rows)
 
 
 def state(card: Card) -> str:
@@ -203,7 +222,10 @@ def _method(kind: str, entry: MethodEntry) -> str:
     if needs.fit != "none":
         lines += [f"at {name}: {_at(needs, name)}" for name in ("none", "val-20")]
     fields = dataclasses.fields(entry.config)
-    lines += ["", "settings:" if fields else "no settings", *(f"  {f.name} = {f.default!r}" for f in fields)]
+    found = ranges(entry.config)
+    searched = {f.name: f"    searched in {found[f.name]}" if f.name in found else "" for f in fields}
+    lines += ["", "settings:" if fields else "no settings"]
+    lines += [f"  {f.name} = {f.default!r}{searched[f.name]}" for f in fields]
     if fields:
         lines += ["", inspect.getdoc(entry.config) or ""]
     return "\n".join(lines)

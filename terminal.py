@@ -4,11 +4,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
 from .benchmark.errors import UserError
+
+if TYPE_CHECKING:
+    from .leaderboard.aggregate import Table
 
 out = Console(width=None if sys.stdout.isatty() else 1000)  # a pipe has no width: there nothing is wrapped
 err = Console(stderr=True)
@@ -34,9 +38,24 @@ def interruptible() -> Iterator[None]:
         raise typer.Exit(130) from interrupt
 
 
-def pair(text: str) -> tuple[str, str]:
-    """Key and value of a --set; raises `UserError`."""
+def pair(text: str, option: str = "--set", form: str = "KEY=VALUE") -> tuple[str, str]:
+    """Key and value of a --set, or of another option; raises `UserError`."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {text}: write KEY=VALUE")
+        raise UserError(f"{option} {text}: write {form}")
     return key, value
+
+
+def print_leaderboard(tables: "list[Table]") -> None:
+    """Tables as wide as the terminal, and their legend."""
+    from .leaderboard import render
+
+    print_tables(render.to_terminal(tables, out.width))
+    if tables:
+        out.print(render.LEGEND, style="dim", markup=False, highlight=False)
+
+
+def print_tables(tables: list[Any]) -> None:
+    """Tables, one below the other."""
+    for table in tables:
+        out.print(table)

@@ -146,8 +146,8 @@ class Trajectory:
 class Training:
     """Everything a training needs beside its objective: data, recipe, seeds, clock, places, progress.
 
-    It ends after `stop` epochs of the recipe's schedule. Without `val` nothing is evaluated. `selector` picks the epoch
-    (None keeps the last); `keep` is called with (epoch, model) after every epoch.
+    It ends after `stop` epochs of the recipe's schedule, or when its patience is over. Without `val` nothing is
+    evaluated. `selector` picks the epoch (None keeps the last); `keep` is called with (epoch, model) after every epoch.
     """
 
     train: Pixels
@@ -182,6 +182,8 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
         others = cost.scaled(-1)  # a checkpoint holds the bill of its own training, not of the whole stage
         trajectory, best = _restore(training, players, cost)
         for epoch in range(len(trajectory.epochs) + 1, training.stop + 1):
+            if _is_over(trajectory, recipe):
+                break
             seeds = [derive_seed(*training.seed, purpose, epoch) for purpose in ("order", "augment", "forward")]
             order, images = (torch.Generator().manual_seed(seed) for seed in seeds[:2])
             torch.manual_seed(seeds[2])
@@ -270,6 +272,12 @@ def _select(
         return best
     trajectory.step, trajectory.score = len(trajectory.epochs), score
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _is_over(trajectory: Trajectory, recipe: Recipe) -> bool:
+    """Whether the last `patience` epochs were no better than the one selected; never where nothing is selected."""
+    waited = len(trajectory.epochs) - trajectory.step
+    return bool(recipe.patience) and trajectory.score is not None and waited >= recipe.patience
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ class Reporter(Protocol):
 def run_plan(
     plan: Plan, reporter: Reporter, *, jobs: int = 1, threads: int = 1, plugins: Sequence[Path] = ()
 ) -> list[RunRecord]:
-    """Run what is missing and return the records of all runs of the plan, in its order.
+    """Run what is missing and return the records of all runs of the plan, in its order; searches are not among them.
 
     Every run computes on `threads` CPU threads whatever `jobs` is, since sums differ in their last bits with the
     number of threads. An interrupt ends the workers at once; finished runs are kept.
@@ -62,13 +62,14 @@ def run_plan(
 
 
 def shard(plan: Plan, text: str) -> Plan:
-    """Part i of n of a plan (`i/n`, 1-based), whole seeds apart as far as possible, so that shards share little."""
+    """Part i of n of a plan (`i/n`, 1-based), whole seeds and whole searches, so that shards share little."""
     part, slash, parts = text.partition("/")
     if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise UserError(f"--shard {text}: write i/n with 1 <= i <= n, e.g. 2/8")
     blocks = list(dict.fromkeys(planned.spec.block.key for planned in plan.runs if planned.spec))
-    mine = {key for i, key in enumerate(blocks) if i % int(parts) == int(part) - 1}
-    return Plan([planned for planned in plan.runs if planned.spec and planned.spec.block.key in mine], plan.stores)
+    mine = set(blocks[int(part) - 1 :: int(parts)])
+    runs = [planned for planned in plan.runs if planned.spec and planned.spec.block.key in mine]
+    return Plan(runs, plan.stores, plan.sweeps[int(part) - 1 :: int(parts)])
 
 
 def _pool(jobs: int, threads: int, plugins: Sequence[Path]) -> ProcessPoolExecutor:

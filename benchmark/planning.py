@@ -4,15 +4,16 @@ import hashlib
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from importlib import resources
+from importlib.resources.abc import Traversable
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .backbones import build_backbone, check_backbone
 from .budget import RUNGS, SOME, Budget, Requires
@@ -20,9 +21,13 @@ from .errors import UnknownName, UserError
 from .fingerprint import code_fingerprint
 from .pictures import with_pixels
 from .pools import Report
+from .record import RunRecord
 from .registry import BACKBONES, DATASETS, METHODS, PACKAGE, SOURCES, MethodEntry
-from .spec import PSEUDO, Block, Card, MethodName, Recipe, RunSpec, method_label, override
+from .search import RECIPE, Search
+from .selection import CRITERIA
+from .spec import PAPER, PROTOCOL, PSEUDO, Block, Card, MethodName, Recipe, RunSpec, method_label, override
 from .store import Dataset, Store, open_store
+from .tuning import Space, Sweep, frozen
 
 DEFAULT_SEEDS = (0, 1, 2)
 T = TypeVar("T")
@@ -40,6 +45,12 @@ class Request:
     seeds: tuple[int, ...] = DEFAULT_SEEDS
     settings: dict[str, str] = field(default_factory=dict)
     extra: str = ""
+    tuning: int = 0
+    """Draws of a search; 0: none."""
+    ranges: dict[str, str] = field(default_factory=dict)
+    """Search ranges other than those of method and recipe, by setting."""
+    protocol: str = PROTOCOL
+    criterion: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,8 @@ class Planned:
     label: str
     spec: RunSpec | None = None
     absent: Absent | None = None
+    failed: bool = False
+    """Whether it is absent because its search has failed."""
 
     @property
     def reason(self) -> str:
@@ -69,48 +82,96 @@ class Planned:
 
 @dataclass
 class Plan:
-    """Runs in order, and the opened stores they read, by dataset name."""
+    """Runs in order, the opened stores they read, by dataset name, and searches, whose runs follow from them."""
 
     runs: list[Planned]
     stores: dict[str, Store]
+    sweeps: list[Sweep] = field(default_factory=list)
+
+    def searched(self) -> list[Planned]:
+        """The candidates of all searches, each once."""
+        specs = dict.fromkeys(one for sweep in self.sweeps for one in sweep.candidates)
+        return [Planned(spec.label, spec) for spec in specs]
+
+    def decided(self, records: Mapping[str, RunRecord]) -> "Plan":
+        """The plan once its searches have ended, given the candidates' records by hash: the best draw of each on every
+        seed, or why there is none.
+        """
+        chosen: list[Planned] = []
+        for sweep in self.sweeps:
+            try:
+                chosen += [Planned(spec.label, spec) for spec in sweep.chosen(records)]
+            except UserError as error:
+                run = sweep.runs[0]
+                absent = Absent(run.block.dataset, run.block.backbone, run.method_label, str(run.budget), str(error))
+                chosen.append(Planned(sweep.label, absent=absent, failed=True))
+        return Plan([*self.runs, *chosen], self.stores)
 
 
 # --------------------------------------------------------------------------------------------------------- suites
 
 
+Scalar = str | int | float | bool
+
+
 class _SuiteBlock(BaseModel):
+    """Datasets x lines x the values of `grid`, each setting of which takes every value in turn."""
+
     model_config = ConfigDict(extra="forbid")
     dataset: str | list[str]
     methods: list[str]
-    backbone: str = ""
+    backbone: str | list[str] = ""
     weights: str = ""
-    settings: dict[str, str | int | float | bool] = {}
+    settings: dict[str, Scalar] = {}
+    grid: dict[str, list[Scalar]] = {}
+
+    def requests(self) -> Iterator[Request]:
+        """One request per dataset, backbone, line and point of the grid."""
+        datasets, backbones = ([part] if isinstance(part, str) else part for part in (self.dataset, self.backbone))
+        points = [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+        for dataset, backbone, line, point in product(datasets, backbones, self.methods, points):
+            method, _, budget = line.partition(" ")
+            settings = {key: str(value) for key, value in (self.settings | point).items()}
+            yield Request(dataset, method, budget.strip(), backbone, self.weights, settings=settings)
 
 
 class Suite(BaseModel):
-    """A suite file: what it is for, its seeds, and blocks of `METHOD [BUDGET]` lines."""
+    """A suite file: what it is for, its seeds, and blocks of `METHOD [BUDGET]` lines.
+
+    `tuning` draws of a search precede every row, from the ranges of methods and recipe or those in `search`. Under
+    `protocol = "paper"` recipe and ranges are a paper's, and so is `selection`, the rule that epochs and draws are
+    chosen by.
+    """
 
     model_config = ConfigDict(extra="forbid")
     summary: str
     seeds: list[int] = list(DEFAULT_SEEDS)
+    protocol: Literal["wg1", "paper"] = PROTOCOL
+    selection: str = ""
+    tuning: Annotated[int, Field(ge=0)] = 0
+    search: dict[str, str] = {}
     blocks: list[_SuiteBlock]
 
     def requests(self) -> Iterator[Request]:
-        """One request per dataset and line of every block."""
-        for block in self.blocks:
-            settings = {key: str(value) for key, value in block.settings.items()}
-            datasets = [block.dataset] if isinstance(block.dataset, str) else block.dataset
-            for dataset, line in product(datasets, block.methods):
-                method, _, budget = line.partition(" ")
-                yield Request(
-                    dataset, method, budget.strip(), block.backbone, block.weights, tuple(self.seeds), settings
-                )
+        """Those of all blocks."""
+        common: dict[str, Any] = {
+            "seeds": tuple(self.seeds),
+            "tuning": self.tuning,
+            "ranges": self.search,
+            "protocol": self.protocol,
+            "criterion": self.selection,
+        }
+        return (replace(request, **common) for block in self.blocks for request in block.requests())
 
 
 def suite_names() -> list[str]:
     """Suites that come with the package."""
     folder = resources.files(f"{PACKAGE}.benchmark.suites")
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    return sorted([*_suites_in(folder), *(f"repro/{name}" for name in _suites_in(folder / "repro"))])
+
+
+def _suites_in(folder: Traversable) -> Iterator[str]:
+    return (file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
 def read_suite(name: str) -> Suite:
@@ -190,6 +251,7 @@ def plan(
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     runs: list[Planned] = []
+    sweeps: list[Sweep] = []
     opened: dict[str, Store] = {}
     for request, cell in resolved:
         if cell is None:
@@ -206,10 +268,14 @@ def plan(
         source = SOURCES[PSEUDO] if policy.tag == "pseudo" else cell.source
         if card.name not in opened:
             opened[card.name] = open_store(cell.dataset, card, root, strict=strict, report=report)
-        specs = _specs(request, cell, source, policy.tag, opened[card.name])
-        runs += [Planned(spec.label, spec) for spec in specs]
+        specs = list(_specs(request, cell, source, policy.tag, opened[card.name]))
+        if request.tuning:
+            sweeps.append(Sweep.over(specs, _space(request, cell, source), request.tuning))
+        else:
+            runs += [Planned(spec.label, spec) for spec in specs]
     names = {asked: store.card.name for asked, store in opened.items()}
-    return Plan([_renamed(run, names) for run in runs], {store.card.name: store for store in opened.values()})
+    stores = {store.card.name: store for store in opened.values()}
+    return Plan([_renamed(run, names) for run in runs], stores, sweeps)
 
 
 def _specs(request: Request, cell: "_Cell", source: MethodEntry | None, policy: str, store: Store) -> Iterator[RunSpec]:
@@ -233,12 +299,19 @@ def _specs(request: Request, cell: "_Cell", source: MethodEntry | None, policy: 
             method=cell.name.host,
             source=source.name if source else "",
             policy=policy,
-            config=_frozen(cell.config),
+            config=frozen(cell.config),
             budget=cell.budget,
             code=code,
-            source_config=_frozen(cell.source_config) if source else (),
+            source_config=frozen(cell.source_config) if source else (),
             extra=cell.name.extra,
+            protocol=request.protocol,
+            criterion=request.criterion,
         )
+
+
+def _space(request: Request, cell: "_Cell", source: MethodEntry | None) -> Space:
+    parts = [(cell.name.host, cell.config), *([(source.name, cell.source_config)] if source else [])]
+    return Space(tuple(parts), cell.recipe, {key: Search(text) for key, text in request.ranges.items()})
 
 
 def _renamed(run: Planned, names: dict[str, str]) -> Planned:
@@ -258,10 +331,6 @@ def _backbone_code(name: str) -> str:
     """Fingerprint of a backbone's code, empty for the engine's own, which belong to the engine's fingerprint."""
     module = BACKBONES[name.partition(":")[0]].build.__module__
     return "" if module == build_backbone.__module__ else code_fingerprint(sys.modules[module])
-
-
-def _frozen(config: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(asdict(config).items()))
 
 
 @dataclass(frozen=True)
@@ -331,10 +400,41 @@ def _resolve(
     requires: Requires = config.requires(entry.requires) if hasattr(config, "requires") else entry.requires
     budget = asked if request.budget else Budget.parse(native_budget(name, requires))
     attempt(lambda: budget.columns(card))
+    attempt(lambda: _check_criterion(request, budget))
+    for key, text in request.ranges.items():
+        attempt(partial(_check_range, key, text, {name.host: config, borrowed.name: source_config}))
     for settings in (config, source_config):
         if hasattr(settings, "check"):
             attempt(partial(settings.check, recipe, card))
     return _Cell(entry, source, name, requires, made[0], card, budget, recipe, config, source_config)
+
+
+def _check_criterion(request: Request, budget: Budget) -> None:
+    """Raise `UserError` unless the selection rule asked for exists, belongs to a paper, and sees no more labels."""
+    if not request.criterion:
+        return
+    if request.criterion not in CRITERIA:
+        raise UnknownName("selection", request.criterion, CRITERIA)
+    if request.protocol != PAPER:
+        raise UserError(f"selection {request.criterion}: only under protocol {PAPER}; else the budget's rule selects")
+    if CRITERIA[request.criterion].needs_groups and not budget.grant.val:
+        raise UserError(f"selection {request.criterion} needs validation attributes, budget {budget} grants none")
+
+
+def _check_range(key: str, text: str, configs: dict[str, Any]) -> None:
+    """Raise `UserError` unless a search range is one, and its setting may be searched."""
+    Search(text)
+    prefix, _, name = key.rpartition(".")
+    if prefix == "recipe":
+        if name not in RECIPE:
+            reason = "the rest of the recipe is the same for all methods"
+            raise UserError(f"search {key}: only recipe.{' and recipe.'.join(RECIPE)} can be searched, {reason}")
+    elif prefix in configs:
+        known = [field.name for field in fields(configs[prefix])]
+        if name not in known:
+            raise UnknownName(f"{prefix} key", name, known)
+    elif prefix not in METHODS and prefix not in SOURCES:
+        raise UnknownName("search", key, [f"{part}.{name}" for part in ("recipe", *configs)])
 
 
 def _unused_settings(requests: list[Request]) -> Iterator[str]:

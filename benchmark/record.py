@@ -140,6 +140,15 @@ class Cost(_Part):
     scratch: Stage
 
 
+class Tuning(_Part):
+    """The search that a run's settings come from: the selection value of each draw (None: it failed), and the sum of
+    what all draws cost from scratch.
+    """
+
+    values: list[float | None]
+    cost: Stage
+
+
 class PredictionFile(_Part):
     """The .npz beside the record: its SHA-256, and hashes of the labels that it may not carry."""
 
@@ -169,6 +178,10 @@ class RunRecord(_Part):
     extra: Literal["", "val"] = ""
     budget: Annotated[Name, AfterValidator(_budget)]
     recipe: Annotated[dict[str, Any], AfterValidator(_recipe)]
+    criterion: Name = ""
+    tuned: dict[str, Any] = {}
+    draw: Count = 0
+    candidates: list[Hash] = []
     seed: int
     code: Hash
     classes: list[str]
@@ -184,6 +197,7 @@ class RunRecord(_Part):
     val_metrics: Values = {}
     ci: dict[Literal["wga"], tuple[Share, Share]] = {}
     cost: Cost | None = None
+    tuning: Tuning | None = None
     env: dict[str, Any] = {}
     predictions: PredictionFile | None = None
 
@@ -194,6 +208,8 @@ class RunRecord(_Part):
             for part in ("selection", "labels", "groups", "metrics", "val_metrics", "ci", "cost", "predictions"):
                 if not getattr(self, part):
                     raise ValueError(f"{part}: missing in a finished record")
+            if len(self.candidates) != len(self.tuning.values if self.tuning else ()):
+                raise ValueError("tuning: does not say how each of the candidates did")
             if len(self.groups) != math.prod(self.shape):
                 raise ValueError(f"groups: {len(self.groups)}, classes and attributes make {math.prod(self.shape)}")
             for name, attribute in ((f"attributes.{j}.aligned", a) for j, a in enumerate(self.attributes)):
@@ -232,6 +248,10 @@ class RunRecord(_Part):
             source_config=tuple(sorted(self.source_config.items())),
             extra=self.extra,
             protocol=self.protocol,
+            criterion=self.criterion,
+            tuned=tuple(sorted(self.tuned.items())),
+            draw=self.draw,
+            candidates=tuple(self.candidates),
         )
         return spec.hash
 
@@ -257,6 +277,11 @@ def record_path(runs: Path, spec: RunSpec) -> Path:
 
     name = f"{slug(spec.method_label)}-{slug(str(spec.budget))}-s{block.seed}-{spec.hash[:12]}.json"
     return runs / slug(block.dataset) / slug(block.backbone) / name
+
+
+def find_run(beside: Path, run: str) -> Path | None:
+    """The record of another run of the same dataset and backbone as the one at `beside`, by its hash."""
+    return next(beside.parent.glob(f"*-{run[:12]}.json"), None)
 
 
 def predictions_path(record: Path) -> Path:

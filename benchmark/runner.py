@@ -6,7 +6,7 @@ import platform
 import secrets
 import shutil
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from . import engine, metrics, record
 from .annotations import Annotations, Held, halves
 from .artifacts import work_folder
-from .cost import Clock, CostReport
+from .cost import Clock, CostReport, StageCost
 from .errors import DiskError, NonFiniteLoss, UserError, require
 from .home import lock, runs_home
 from .lab import Lab, Progress
@@ -63,7 +63,8 @@ def run_spec(
             return done
         facts = _facts(spec, store.card, session)
         try:
-            result, packed = execute(spec, store, facts, progress)
+            facts["tuning"] = _tuning(path, spec)
+            result, packed = _adopted(facts, spec) or execute(spec, store, facts, progress)
         except DiskError:
             raise
         except Exception as error:  # a method's bug must not end the suite
@@ -71,6 +72,30 @@ def run_spec(
         record.write(path, result, packed)
         shutil.rmtree(work_folder(spec.hash), ignore_errors=True)
     return result
+
+
+def _tuning(path: Path, spec: RunSpec) -> record.Tuning | None:
+    """How the candidates did that a run's settings were chosen among; raises `UserError` where one is missing."""
+    if not spec.candidates:
+        return None
+    found = [(run, record.find_run(path, run)) for run in spec.candidates]
+    missing = [run for run, place in found if place is None]
+    require(not missing, f"{spec.label}: candidates {missing} of the search are not there; search again")
+    made = [record.read(place) for _, place in found if place is not None]
+    costs = [StageCost(**one.cost.scratch.model_dump()) for one in made if one.cost]
+    cost = record.Stage(**asdict(StageCost.total(costs)))
+    return record.Tuning(values=[one.selection.value if one.selection else None for one in made], cost=cost)
+
+
+def _adopted(facts: dict[str, Any], spec: RunSpec) -> tuple[RunRecord, bytes] | None:
+    """The same run as a candidate of its search has made, under the name that tells of the search; else None."""
+    twin = replace(spec, candidates=())
+    made = finished(twin) if spec.candidates else None
+    if made is None:
+        return None
+    path = record.predictions_path(record.record_path(runs_home(), twin))
+    own = ("created", "run", "candidates", "tuning")
+    return made.model_copy(update={name: facts[name] for name in own}), path.read_bytes()
 
 
 def _explain(error: Exception) -> str:
@@ -184,6 +209,10 @@ def _facts(spec: RunSpec, card: Card, session: str) -> dict[str, Any]:
         "extra": spec.extra,
         "budget": str(spec.budget),
         "recipe": asdict(block.recipe),
+        "criterion": spec.criterion,
+        "tuned": dict(spec.tuned),
+        "draw": spec.draw,
+        "candidates": list(spec.candidates),
         "seed": block.seed,
         "code": spec.code,
         "classes": list(card.classes),

@@ -49,6 +49,9 @@ class Search:
                 return base, low, high
         raise UserError(f"search range {self.text!r}: write 10^U(-1,5), 2^U(3,9), U(0.1,100) or {{0,0.1,0.5}}")
 
+    def __str__(self) -> str:
+        return f"{self.text} x recipe.{self.of}" if self.of else self.text
+
     def draw(self, rng: np.random.Generator, recipe: Recipe, *, whole: bool = False) -> str:
         """A value as text, as `--set` would take it; `whole` rounds it down to a whole number."""
         if isinstance(self._parsed[0], str):

@@ -13,8 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from .budget import POLICIES, Budget
 from .errors import UnknownName, UserError, require
 
-PROTOCOL = "wg1"
+PROTOCOL: Literal["wg1"] = "wg1"
 """Version of the protocol: rows of different versions never share a table."""
+PAPER = "paper"
+"""A paper's own recipe, selection rule and search, for reproductions."""
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -95,12 +97,15 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    patience: int = 0
+    """Epochs without a better selection score after which a training ends; 0: never before the last."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"recipe.epochs must be at least 1, got {self.epochs}")
         require(self.batch_size >= 2, f"recipe.batch_size must be at least 2, got {self.batch_size}")
         require(0 < self.lr < math.inf, f"recipe.lr must be a positive number, got {self.lr}")
         require(0 <= self.weight_decay < math.inf, f"recipe.weight_decay must be at least 0, got {self.weight_decay}")
+        require(self.patience >= 0, f"recipe.patience must be at least 0, got {self.patience}")
         require(0 <= self.momentum < 1, f"recipe.momentum must be in [0, 1), got {self.momentum}")
 
 
@@ -259,6 +264,14 @@ class RunSpec:
     extra: Literal["", "val"] = ""
     """`val`: trained on the granted validation images too."""
     protocol: str = PROTOCOL
+    criterion: str = ""
+    """Selection rule of a paper, instead of the rung's; under the protocol `paper` only."""
+    tuned: tuple[tuple[str, Any], ...] = ()
+    """Settings of the recipe that a search found for this run's own trainings; the shared ERM keeps the block's."""
+    draw: int = 0
+    """Which draw of a search its settings are; 0: none, or the defaults."""
+    candidates: tuple[str, ...] = ()
+    """Hashes of the runs, one per draw, among which this one's settings were chosen; empty without a search."""
 
     @cached_property
     def hash(self) -> str:
@@ -266,9 +279,15 @@ class RunSpec:
         return digest({**dataclasses.asdict(self), "block": self.block.identity})
 
     @property
+    def rule(self) -> str:
+        """The criterion that selects."""
+        return self.criterion or self.budget.grant.criterion
+
+    @property
     def label(self) -> str:
         """Short name for people: `dfr@class on digits2 · none · seed 0`."""
-        return f"{self.method_label} on {self.block.dataset} · {self.budget} · seed {self.block.seed}"
+        label = f"{self.method_label} on {self.block.dataset} · {self.budget} · seed {self.block.seed}"
+        return f"{label} · draw {self.draw}" if self.draw or self.candidates else label
 
     @property
     def method_label(self) -> str:

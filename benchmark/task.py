@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,8 +113,8 @@ class Task:
 
     @property
     def recipe(self) -> Recipe:
-        """How this block trains."""
-        return self._lab.recipe
+        """How this run trains: the block's recipe, with what a search found."""
+        return replace(self._lab.recipe, **dict(self.spec.tuned))
 
     @property
     def device(self) -> torch.device:
@@ -229,10 +229,12 @@ class Task:
         return self.attributes("train").joint() if definition == "attribute" else self.groups("train")
 
     def selector(self, rows: Indices | None = None) -> Selector:
-        """The rung's selection rule on validation images (all it may look at, or those among `rows`); billed."""
+        """The rung's selection rule (under the protocol `paper` the paper's) on validation images: all it may look at,
+        or those among `rows`; billed.
+        """
         if self._replayed is not None:
             raise UserError("this fit is on the images that were selected by: all it may choose was chosen before")
-        criterion, everything = CRITERIA[self.spec.budget.grant.criterion], np.arange(len(self._lab.pixels("val")))
+        criterion, everything = CRITERIA[self.spec.rule], np.arange(len(self._lab.pixels("val")))
         seen = self._annotations.rows("val", "select") if criterion.needs_groups else everything
         for narrower in (self._select, rows):
             seen = seen if narrower is None else np.intersect1d(seen, narrower)
@@ -333,8 +335,11 @@ class Task:
         return self._lab.erm_checkpoint(self._lab.erm(), epoch or self.recipe.epochs)
 
     def select_erm(self) -> Predictor:
-        """The shared ERM trajectory with its epoch selected by the rung's rule; trained anew on other images."""
-        if self._pool is not None:
+        """The shared ERM trajectory with its epoch selected by the rung's rule.
+
+        Trained anew on other images, with settings that a search found, and where trainings end early.
+        """
+        if self._pool is not None or self.spec.tuned or self.recipe.patience:
             return self.train(engine.Objective[None](None))
         self._require_own()
         erm = self._lab.erm()
@@ -388,4 +393,4 @@ class Task:
         require(not self._lab.sharing, shared)
 
     def _choice(self, score: Score | None, step: int | None, candidates: int) -> Choice:
-        return Choice(self.spec.budget.grant.criterion, score[0] if score else None, step, candidates)
+        return Choice(self.spec.rule, score[0] if score else None, step, candidates)

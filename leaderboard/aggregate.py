@@ -31,11 +31,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class CostRatio:
-    """Cost relative to the block's ERM on the same device; `same_session` says whether both were measured together."""
+    """Cost relative to the block's ERM on the same device; `same_session` says whether both were measured together.
+
+    `search` is what all draws of the search cost that the settings come from, 0 without one.
+    """
 
     marginal: float
     scratch: float
     same_session: bool
+    search: float = 0.0
 
 
 @dataclass
@@ -51,6 +55,13 @@ class Row:
     versus_erm: dict[str, Difference] = field(default_factory=dict)
     cost: CostRatio | None = None
     reason: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of method and source, and those of the recipe that a search found."""
+    searched: bool = False
+
+    def settings_text(self) -> str:
+        """`step_size=0.1 recipe.lr=0.003`."""
+        return " ".join(f"{key}={value}" for key, value in self.settings.items()).replace(", ", ",")
 
     def amplified(self, gap: str) -> bool:
         """Whether a gap is wider than ERM's beyond its interval (the Whac-A-Mole effect)."""
@@ -73,14 +84,21 @@ class Table:
 
 
 def collect(paths: Iterable[Path]) -> list[tuple[Path, RunRecord]]:
-    """Read all finished records of the given files; raises `CorruptFile` for one that is wrong."""
+    """Read all finished records of the given files but the candidates of searches; raises `CorruptFile` for one that
+    is wrong.
+    """
     read = [(path, records.read(path)) for path in paths]
-    finished = [(path, record) for path, record in read if record.status == "finished"]
+    finished = [(path, record) for path, record in read if record.status == "finished" and not is_candidate(record)]
     for path, record in finished:
         for name in ("wga", *MEANS, *(f"gap_{attribute.name}" for attribute in record.attributes)):
             if name not in record.metrics:
                 raise CorruptFile(f"{path}: metrics.{name}: missing")
     return finished
+
+
+def is_candidate(record: RunRecord) -> bool:
+    """Whether a run is one of a search's draws, which stand in no table; draw 0 is the plain run."""
+    return record.draw > 0 and not record.candidates
 
 
 def build(found: Sequence[tuple[Path, RunRecord]], absent: Iterable[Absent] = ()) -> list[Table]:
@@ -117,7 +135,7 @@ def _cells(block: Cell) -> list[Cell]:
     """Records of one block by cell, sorted by seed; of several versions of a method's code the newest counts."""
     versions: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(lambda: defaultdict(list))
     for path, record in block:
-        config = json.dumps(_settings(record), sort_keys=True)
+        config = json.dumps([_settings(record), record.tuned, len(record.candidates)], sort_keys=True)
         versions[record.label, record.budget, config][record.code].append((path, record))
     newest = [
         max(versions[key].values(), key=lambda cell: max((r.created, r.code) for _, r in cell))
@@ -173,9 +191,9 @@ def _value(row: Row, name: str) -> float:
 
 
 def _baseline(cells: list[Cell]) -> int | None:
-    """Position of the ERM cell that others are compared with: the one at the poorest budget."""
+    """Position of the ERM cell that others are compared with: at the poorest budget, there without a search."""
     erm = [i for i, cell in enumerate(cells) if cell[0][1].label == "erm"]
-    return min(erm, key=lambda i: _order(cells[i][0][1].budget)) if erm else None
+    return min(erm, key=lambda i: (_order(cells[i][0][1].budget), len(cells[i][0][1].candidates))) if erm else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +231,9 @@ def _distinct(cells: list[Cell]) -> list[str]:
     labels = []
     for cell in cells:
         record = cell[0][1]
+        if record.candidates:
+            labels.append(f"{record.label} (draw {record.draw} of {len(record.candidates)})")
+            continue
         own, others = _settings(record), [_settings(other) for other in twins[record.label, record.budget]]
         keys = [key for key in own if len({json.dumps(other.get(key)) for other in others}) > 1]
         settings = ", ".join(f"{key}={own[key]}" for key in keys)
@@ -229,6 +250,8 @@ def _row(cell: Cell, sample: _Sample | None, label: str) -> Row:
         tag=first.policy,
         seeds=tuple(record.seed for _, record in cell),
         labels=max(record.labels.total_a for _, record in cell if record.labels),
+        settings=_settings(first) | {f"recipe.{key}": value for key, value in first.tuned.items()},
+        searched=bool(first.candidates),
         metrics={name: _estimate([record.metrics[name] for _, record in cell], sample, name) for name in names},
     )
 
@@ -266,5 +289,6 @@ def _cost_ratio(cell: Cell, erm: Cell) -> CostRatio | None:
     return CostRatio(
         marginal=sum(own.marginal.device_s for own, _ in costs) / unit,
         scratch=sum(own.scratch.device_s for own, _ in costs) / unit,
+        search=tuning.cost.device_s * len(pairs) / unit if (tuning := pairs[0][0].tuning) else 0.0,
         same_session=all(a.env.get("session") == b.env.get("session") for a, b in pairs),
     )

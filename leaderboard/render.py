@@ -24,8 +24,8 @@ LEGEND = (
     "`acc_mean` by test counts, `acc_group` equally. `gap_NAME` accuracy where only that attribute is unaligned with "
     "the class, minus in-distribution accuracy; `gap_all` where all are. `>` marks a gap wider than ERM's beyond its "
     "interval (Whac-A-Mole). `labels` attribute labels used. `cost` device seconds relative to the block's ERM: given "
-    "its checkpoint / from scratch; `~` when not measured in one session. Percent, mean over seeds; brackets are 95 % "
-    "intervals over seeds and test units; `vs erm` is the paired difference in wga."
+    "its checkpoint / from scratch (+ all draws of its search); `~` when not measured in one session. Percent, mean "
+    "over seeds; brackets are 95 % intervals over seeds and test units; `vs erm` is the paired difference in wga."
 )
 
 
@@ -68,6 +68,11 @@ def subtitle(table: Table) -> str:
     )
 
 
+def notes(table: Table) -> list[str]:
+    """The settings of rows that come from a search."""
+    return [f"{row.method}: {row.settings_text()}" for row in table.rows if row.searched]
+
+
 def to_markdown(tables: Iterable[Table]) -> str:
     """One Markdown section per table, and the legend."""
     parts = []
@@ -75,7 +80,7 @@ def to_markdown(tables: Iterable[Table]) -> str:
         shown = columns(table)
         rows = [[_markdown(column.cell(row)) for column in shown] for row in table.rows]
         body = tabulate(rows, [column.heading for column in shown], tablefmt="github", disable_numparse=True)
-        parts += [f"## {_markdown(title(table))}", _markdown(subtitle(table)), body]
+        parts += [f"## {_markdown(title(table))}", _markdown(subtitle(table)), body, *map(_markdown, notes(table))]
     return "\n\n".join([*parts, LEGEND]) + "\n" if parts else "No finished run yet.\n"
 
 
@@ -96,6 +101,7 @@ def to_csv(tables: Iterable[Table]) -> str:
                 "tag": row.tag,
                 "seeds": " ".join(str(seed) for seed in row.seeds),
                 "labels": row.labels,
+                "settings": row.settings_text(),
             }
             for name, estimate in row.metrics.items():
                 line |= {name: _number(estimate, "mean"), f"{name}_sd": _number(estimate, "sd")}
@@ -106,6 +112,7 @@ def to_csv(tables: Iterable[Table]) -> str:
                 line[f"wga_vs_erm_{key}"] = _number(row.versus_erm.get("wga"), key)
             line["cost_marginal"] = _number(row.cost, "marginal")
             line["cost_scratch"] = _number(row.cost, "scratch")
+            line["cost_search"] = _number(row.cost, "search")
             line["cost_same_session"] = int(row.cost.same_session) if row.cost else ""
             lines.append(line)
     headings = list(dict.fromkeys(key for line in lines for key in line))
@@ -125,7 +132,9 @@ def to_terminal(tables: Iterable[Table], width: int) -> list[rich.table.Table]:
         for i, headings in enumerate(parts):
             target = rich.table.Table(
                 title=escape(_plain(title(table))) if i == 0 else None,
-                caption=escape(_plain(subtitle(table))) if i == len(parts) - 1 else None,
+                caption=escape("\n".join(map(_plain, [subtitle(table), *notes(table)])))
+                if i == len(parts) - 1
+                else None,
                 header_style="bold",
                 box=rich.box.SIMPLE_HEAD,
                 title_justify="left",
@@ -186,7 +195,8 @@ def _gap(row: Row, gap: str) -> str:
 def _cost(row: Row) -> str:
     if row.cost is None:
         return MISSING
-    return f"{'' if row.cost.same_session else '~'}{row.cost.marginal:.2f} / {row.cost.scratch:.2f}"
+    search = f" + {row.cost.search:.1f}" if row.cost.search else ""
+    return f"{'' if row.cost.same_session else '~'}{row.cost.marginal:.2f} / {row.cost.scratch:.2f}{search}"
 
 
 def _number(holder: object, name: str) -> str:

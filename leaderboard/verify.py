@@ -14,7 +14,8 @@ from ..benchmark.budget import Budget
 from ..benchmark.errors import CorruptFile, UserError
 from ..benchmark.record import Arrays, EpochRow, RunRecord
 from ..benchmark.selection import CRITERIA, Criterion, first_best
-from ..benchmark.spec import derive_seed
+from ..benchmark.spec import PAPER, derive_seed
+from ..benchmark.tuning import first_best as best_draw
 
 LEVELS = {
     "failed": "a failed run: nothing to recompute",
@@ -48,7 +49,7 @@ def verify(path: Path) -> Verdict:
         problems = [*_groups(record), *_arrays(record, arrays)]
         if not problems:
             problems += [*_predictions(record, arrays), *(_labels(record, arrays) if has_labels else ())]
-            problems += [*_metrics(record), *_selection(record, arrays), *_ledger(record)]
+            problems += [*_metrics(record), *_selection(record, arrays), *_ledger(record), *_tuning(record, path)]
         problems += _identity(record)
     except (CorruptFile, UserError) as error:
         return Verdict(path, "none", (str(error),))
@@ -155,9 +156,12 @@ def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
 def _selection(record: RunRecord, arrays: Arrays) -> Iterator[str]:
     """The rung's rule was used, and an epoch chosen by it is the first best of the training it was chosen in."""
     chosen, budget = record.selection, Budget.parse(record.budget)
-    if chosen is None or chosen.criterion != budget.grant.criterion:
+    rule = record.criterion or budget.grant.criterion
+    if record.criterion and record.protocol != PAPER:
+        yield f"criterion: {record.criterion}, protocol {record.protocol} selects by the budget's rule"
+    if chosen is None or chosen.criterion != rule:
         found = chosen and chosen.criterion
-        yield f"selection.criterion: {found} is not {budget.grant.criterion}, the rule of budget {budget}"
+        yield f"selection.criterion: {found} is not {rule}, the rule of budget {budget}"
         return
     if chosen.step is None:
         return
@@ -227,6 +231,24 @@ def _selected_by(record: RunRecord, y: Indices, budget: Budget) -> Indices:
         return rows
     stream = record.dataset, record.backbone, record.weights, record.seed
     return halves(rows, y[rows], np.random.default_rng(derive_seed(*stream, "halves")))[1]
+
+
+def _tuning(record: RunRecord, path: Path) -> Iterator[str]:
+    """The settings are those of the draw with the best selection value, as the candidates' own records say."""
+    if not record.tuning:
+        return
+    values = record.tuning.values
+    best = best_draw(values)
+    if record.draw != best:
+        yield f"draw: the record says {record.draw}, {record.tuning.values} choose draw {best}"
+    for draw, run in enumerate(record.candidates):
+        place = records.find_run(path, run)
+        if place is None:
+            continue
+        candidate = records.read(place)
+        said = candidate.selection.value if candidate.selection else None
+        if (candidate.draw, said) != (draw, values[draw]):
+            yield f"tuning.values.{draw}: the record says {values[draw]}, its candidate draw {candidate.draw}: {said}"
 
 
 def _by_class(record: RunRecord, counts: metrics.Counts) -> metrics.Counts:

@@ -350,7 +350,7 @@ def test_jtt_trains_again_on_the_errors_of_the_first_run() -> None:
 
 def test_jtt_needs_a_first_run_within_the_recipe() -> None:
     with pytest.raises(UserError, match="first_epochs must be at most the recipe's 3 epochs"):
-        jtt.Config(first_epochs=4).check(Recipe(epochs=3))
+        jtt.Config(first_epochs=4).check(Recipe(epochs=3), make_card())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""Search of settings within the budget: draws, their runs, and the choice among them by the rung's rule alone.
+
+A candidate is an ordinary run on the first seed. The best draw is then run on every seed; its records name all
+candidates, what they scored on validation and what they cost (spec: metrics and protocol, section 12).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .errors import UserError
+from .record import RunRecord
+from .search import RECIPE, Search, draw
+from .spec import Recipe, RunSpec, override
+
+Settings = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search draws from: method and source with the settings that draw 0 has, and the ranges changed by the
+    user, by `recipe.KEY`, `METHOD.KEY` or `SOURCE.KEY`.
+    """
+
+    parts: tuple[tuple[str, Any], ...]
+    recipe: Recipe
+    changed: Mapping[str, Search]
+
+    def at(self, number: int) -> tuple[list[Settings], Settings]:
+        """Settings of every part, and those of the recipe that differ, at a draw from 1; raises `UserError`."""
+        drawn = [self._drawn(name, config, number, {}) for name, config in self.parts]
+        found = asdict(self._drawn("recipe", self.recipe, number, RECIPE))
+        own = asdict(self.recipe)
+        return [frozen(config) for config in drawn], tuple(sorted((k, v) for k, v in found.items() if v != own[k]))
+
+    def _drawn(self, name: str, config: Any, number: int, ranges: dict[str, Search]) -> Any:
+        changed = {key.removeprefix(f"{name}."): s for key, s in self.changed.items() if key.startswith(f"{name}.")}
+        texts = draw(type(config), ranges | changed, name, number, self.recipe)
+        drawn, problems = override(config, texts, name)
+        if problems:
+            raise UserError(f"draw {number}: {'; '.join(problems)}; give a narrower range with --search")
+        return drawn
+
+
+def frozen(config: Any) -> Settings:
+    """The settings of a configuration as they stand in a `RunSpec`."""
+    return tuple(sorted(asdict(config).items()))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A search: its candidates, draw 0 (the defaults) first, and the runs that take over the chosen settings."""
+
+    candidates: tuple[RunSpec, ...]
+    runs: tuple[RunSpec, ...]
+
+    @property
+    def label(self) -> str:
+        """What is searched for, for people."""
+        first = self.runs[0]
+        return f"{first.method_label} on {first.block.dataset} · {first.budget}"
+
+    @classmethod
+    def over(cls, runs: Iterable[RunSpec], space: Space, draws: int) -> "Sweep":
+        """A search of so many draws for the runs of one cell, which differ in their seeds; the first one searches."""
+        runs = tuple(runs)
+
+        def candidate(number: int) -> RunSpec:
+            (config, *of_source), tuned = space.at(number)
+            source_config = of_source[0] if runs[0].source and of_source else runs[0].source_config
+            return replace(runs[0], config=config, source_config=source_config, tuned=tuned, draw=number)
+
+        return cls((runs[0], *(candidate(number) for number in range(1, draws))), runs)
+
+    def chosen(self, records: Mapping[str, RunRecord]) -> tuple[RunSpec, ...]:
+        """The runs with the settings of the best candidate, the earliest among equals.
+
+        `records` are those of the candidates, by hash. Raises `UserError` where no candidate has a selection value.
+        """
+        best = first_best(self.values(records))
+        if best is None:
+            errors = dict.fromkeys(records[one.hash].error for one in self.candidates if one.hash in records)
+            reason = next(filter(None, errors), "nothing is selected in it")
+            raise UserError(f"no draw of the search can be chosen: {reason}")
+        winner = self.candidates[best]
+        settings = {name: getattr(winner, name) for name in ("config", "source_config", "tuned", "draw")}
+        return tuple(
+            replace(run, **settings, candidates=tuple(one.hash for one in self.candidates)) for run in self.runs
+        )
+
+    def values(self, records: Mapping[str, RunRecord]) -> list[float | None]:
+        """Selection value of every candidate, None where it failed."""
+        return [
+            made.selection.value if (made := records.get(one.hash)) and made.selection else None
+            for one in self.candidates
+        ]
+
+
+def first_best(values: Iterable[float | None]) -> int | None:
+    """Position of the largest value, the earliest among equals; None where there is none."""
+    known: Iterator[tuple[float, int]] = ((value, -i) for i, value in enumerate(values) if value is not None)
+    best = max(known, default=None)
+    return None if best is None else -best[1]

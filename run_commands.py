@@ -1,0 +1,241 @@
+"""The commands that train: `run` and `tune`; `cli.py` registers them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .benchmark.errors import UserError
+from .benchmark.machine import cores
+from .terminal import err, interruptible, load_plugins, out, pair, print_leaderboard, print_tables
+
+if TYPE_CHECKING:
+    from .benchmark.planning import Plan, Request
+    from .benchmark.record import RunRecord
+
+Backbone = Annotated[str, typer.Option(help="Default: the dataset's own.")]
+Weights = Annotated[
+    str, typer.Option(help="none, imagenet1k_v1, imagenet1k_v2, or a file. Default: the dataset's own.")
+]
+Budget = Annotated[str, typer.Option(help="RUNG[:ATTRIBUTE,...]. Default: each method's native rung.")]
+Extra = Annotated[str, typer.Option(help="val: train on the granted validation images too (shown as METHOD(+val)).")]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="METHOD.KEY=VALUE, recipe.KEY=VALUE, data.size or data.transform."),
+]
+Ranges = Annotated[
+    list[str],
+    typer.Option(
+        "--search",
+        metavar="KEY=RANGE",
+        help="Another search range: 10^U(-1,5), U(0,1) or {0,0.1} for METHOD.KEY, recipe.lr or recipe.weight_decay.",
+    ),
+]
+Root = Annotated[Path | None, typer.Option(help="Folder that holds the dataset (of embeddings: their file).")]
+Plugins = Annotated[
+    list[Path], typer.Option("--plugin", help="A Python file that registers methods, datasets or backbones.")
+]
+Jobs = Annotated[int, typer.Option(min=0, help="Worker processes. 0: 1 on a GPU, else one per core up to 4.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a run. 0: cores over default workers.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse dataset files with other than the official counts.")]
+
+
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite's name, or the path of a .toml file.")] = "",
+    dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT]: instead of a suite, or of a suite this alone.")] = "",
+    method: Annotated[str, typer.Option(help=r"HOST[+SOURCE]\[@POLICY], several separated by commas.")] = "",
+    backbone: Backbone = "",
+    weights: Weights = "",
+    budget: Budget = "",
+    extra: Extra = "",
+    seeds: Annotated[str, typer.Option(help="Comma-separated. Default: 0,1,2, or the suite's.")] = "",
+    set_: Settings = [],  # noqa: B006
+    tuning: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Search each method's settings first, over N draws.")
+    ] = None,
+    search: Ranges = [],  # noqa: B006
+    root: Root = None,
+    plugin: Plugins = [],  # noqa: B006
+    jobs: Jobs = 0,
+    threads: Threads = 0,
+    shard: Annotated[str, typer.Option(help="i/n: only this part of the runs.")] = "",
+    strict: Strict = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Prepare the datasets, say what would run, and stop.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
+) -> None:
+    """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""
+    from .benchmark import executors
+    from .benchmark.planning import DEFAULT_SEEDS, Request
+
+    load_plugins(plugin)
+    changes: dict[str, Any] = {"settings": dict(pair(text) for text in set_)}
+    chosen = _numbers(seeds) if seeds else ()
+    if suite:
+        if backbone or budget or extra or weights or method:
+            raise UserError(
+                "--method, --backbone, --weights, --budget and --extra go with --dataset alone; a suite names its own"
+            )
+        requests = _of_suite(suite, dataset)
+    elif dataset and method:
+        common = (budget, backbone, weights, DEFAULT_SEEDS)
+        requests = [Request(dataset, name, *common, extra=extra) for name in method.split(",") if name]
+    elif dataset or method:
+        raise UserError(f"{'--method' if dataset else '--dataset'} is missing: name both --dataset and --method")
+    else:
+        raise UserError("name a suite (`worstgroup run mini`), or --dataset and --method; see `worstgroup ls suites`")
+    requests = [_changed(request, changes["settings"], _ranges(search), chosen, tuning) for request in requests]
+    made = _plan(requests, root, strict, quiet)
+    if shard:
+        made = executors.shard(made, shard)
+    if dry_run:
+        _print_plan(made)
+        return
+    made, records = _execute(made, quiet, jobs, threads, plugin)
+    _print_board(made)
+    failed = sum(record.status == "failed" for record in records)
+    if failed:
+        err.print(f"{failed} of {len(records)} runs failed; the same command tries them again.", style="red")
+    if failed or any(planned.failed for planned in made.runs):
+        raise typer.Exit(1)
+
+
+def tune(
+    dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT].")],
+    method: Annotated[str, typer.Option(help=r"HOST[+SOURCE]\[@POLICY].")],
+    draws: Annotated[int, typer.Option(min=2, help="Candidates; the first one is the defaults.")] = 16,
+    backbone: Backbone = "",
+    weights: Weights = "",
+    budget: Budget = "",
+    extra: Extra = "",
+    seed: Annotated[int, typer.Option(min=0, help="The seed that the candidates are run with.")] = 0,
+    set_: Settings = [],  # noqa: B006
+    search: Ranges = [],  # noqa: B006
+    root: Root = None,
+    plugin: Plugins = [],  # noqa: B006
+    jobs: Jobs = 0,
+    threads: Threads = 0,
+    strict: Strict = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
+) -> None:
+    """Search a method's settings by the budget's selection rule, and print every draw with what it scored and cost.
+
+    `run --tuning N` then takes the best draw to every seed, without searching again.
+    """
+    from .benchmark.planning import Request
+    from .listing import draws_table
+
+    load_plugins(plugin)
+    request = Request(dataset, method, budget, backbone, weights, (seed,), extra=extra)
+    request = _changed(request, dict(pair(text) for text in set_), _ranges(search), (), draws)
+    made = _plan([request], root, strict, quiet)
+    for planned in made.runs:
+        raise UserError(f"{planned.label}: n/a ({planned.reason})")
+    (sweep,) = made.sweeps
+    _, records = _execute(replace(made, sweeps=[], runs=made.searched()), quiet, jobs, threads, plugin)
+    found = {record.run: record for record in records}
+    print_tables([draws_table(sweep, found)])
+    winner = sweep.chosen(found)[0]
+    out.print(
+        f"{sweep.label}: draw {winner.draw} is chosen; `worstgroup run --tuning {draws}` takes it to every seed",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _ranges(texts: list[str]) -> dict[str, str]:
+    return dict(pair(text, "--search", "KEY=RANGE") for text in texts)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise UserError(f"--seeds {text}: write whole numbers separated by commas, e.g. 0,1,2") from error
+
+
+def _of_suite(name: str, dataset: str) -> "list[Request]":
+    """Requests of a suite, or those of one of its datasets."""
+    from .benchmark.errors import UnknownName
+    from .benchmark.planning import read_suite
+
+    requests = list(read_suite(name).requests())
+    kept = [request for request in requests if dataset in ("", request.dataset)]
+    if not kept:
+        raise UnknownName(f"dataset of suite {name}", dataset, {request.dataset for request in requests})
+    return kept
+
+
+def _changed(
+    request: "Request", settings: dict[str, str], ranges: dict[str, str], seeds: tuple[int, ...], tuning: int | None
+) -> "Request":
+    """A request with what the command line says about it."""
+    return replace(
+        request,
+        settings={**request.settings, **settings},
+        ranges={**request.ranges, **ranges},
+        seeds=seeds or request.seeds,
+        tuning=request.tuning if tuning is None else tuning,
+    )
+
+
+def _plan(requests: "list[Request]", root: Path | None, strict: bool, quiet: bool) -> "Plan":
+    from .benchmark.planning import plan
+    from .console import BuildReporter
+
+    with interruptible(), BuildReporter(err, quiet) as build:
+        return plan(requests, root, strict=strict, report=build)
+
+
+def _execute(plan: "Plan", quiet: bool, jobs: int, threads: int, plugins: list[Path]) -> "tuple[Plan, list[RunRecord]]":
+    """Run a plan: its searches, then the plan that follows from them, returned with the records of its runs."""
+    from .benchmark import executors
+    from .console import RunReporter
+
+    workers = jobs or _default_jobs()
+    options: dict[str, Any] = {"jobs": workers, "threads": threads or cores() // _default_jobs(), "plugins": plugins}
+    with interruptible():
+        if plan.sweeps:
+            with RunReporter(err, quiet) as reporter:
+                searched = executors.run_plan(replace(plan, runs=plan.searched()), reporter, **options)
+            plan = plan.decided({record.run: record for record in searched})
+        with RunReporter(err, quiet) as reporter:
+            return plan, executors.run_plan(plan, reporter, **options)
+
+
+def _default_jobs() -> int:
+    """One run at a time on a GPU; on a CPU a few small processes beat one with all threads."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(4, cores())
+
+
+def _print_plan(plan: "Plan") -> None:
+    from .benchmark.runner import finished
+
+    for planned in [*plan.runs, *plan.searched()]:
+        if planned.spec is None:
+            state = f"n/a ({planned.reason})"
+        else:
+            state = "finished" if finished(planned.spec) else "to run"
+        out.print(f"{planned.label}: {state}", markup=False, highlight=False, soft_wrap=True)
+    for sweep in plan.sweeps:
+        seeds = ", ".join(str(spec.block.seed) for spec in sweep.runs)
+        text = f"{sweep.label}: then the best of {len(sweep.candidates)} draws on seeds {seeds}"
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_board(plan: "Plan") -> None:
+    from .benchmark.home import runs_home
+    from .benchmark.record import record_path
+    from .leaderboard import aggregate
+
+    paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
+    found = aggregate.collect(path for path in paths if path.exists())
+    print_leaderboard(aggregate.build(found, (planned.absent for planned in plan.runs if planned.absent)))
+    for planned in plan.runs if not found else ():
+        if planned.absent:
+            out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)
