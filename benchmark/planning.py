@@ -124,23 +124,26 @@ class _SuiteBlock(BaseModel):
     weights: str = ""
     settings: dict[str, Scalar] = {}
     grid: dict[str, list[Scalar]] = {}
+    search: dict[str, str] = {}
 
-    def requests(self) -> Iterator[Request]:
-        """One request per dataset, backbone, line and point of the grid."""
+    def requests(self, common: dict[str, Scalar]) -> Iterator[Request]:
+        """One request per dataset, backbone, line and point of the grid; `common` settings are the suite's."""
         datasets, backbones = ([part] if isinstance(part, str) else part for part in (self.dataset, self.backbone))
         points = [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
         for dataset, backbone, line, point in product(datasets, backbones, self.methods, points):
             method, _, budget = line.partition(" ")
-            settings = {key: str(value) for key, value in (self.settings | point).items()}
-            yield Request(dataset, method, budget.strip(), backbone, self.weights, settings=settings)
+            settings = {key: str(value) for key, value in (common | self.settings | point).items()}
+            yield Request(
+                dataset, method, budget.strip(), backbone, self.weights, settings=settings, ranges=self.search
+            )
 
 
 class Suite(BaseModel):
     """A suite file: what it is for, its seeds, and blocks of `METHOD [BUDGET]` lines.
 
-    `tuning` draws of a search precede every row, from the ranges of methods and recipe or those in `search`. Under
-    `protocol = "paper"` recipe and ranges are a paper's, and so is `selection`, the rule that epochs and draws are
-    chosen by.
+    `tuning` draws of a search precede every row, from the ranges of methods and recipe or those in a block's `search`.
+    Under `protocol = "paper"` recipe and ranges are a paper's, and so is `selection`, the rule that epochs and draws
+    are chosen by.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -149,7 +152,7 @@ class Suite(BaseModel):
     protocol: Literal["wg1", "paper"] = PROTOCOL
     selection: str = ""
     tuning: Annotated[int, Field(ge=0)] = 0
-    search: dict[str, str] = {}
+    settings: dict[str, Scalar] = {}
     blocks: list[_SuiteBlock]
 
     def requests(self) -> Iterator[Request]:
@@ -157,11 +160,10 @@ class Suite(BaseModel):
         common: dict[str, Any] = {
             "seeds": tuple(self.seeds),
             "tuning": self.tuning,
-            "ranges": self.search,
             "protocol": self.protocol,
             "criterion": self.selection,
         }
-        return (replace(request, **common) for block in self.blocks for request in block.requests())
+        return (replace(request, **common) for block in self.blocks for request in block.requests(self.settings))
 
 
 def suite_names() -> list[str]:

@@ -1,11 +1,12 @@
 """What the coloured variants of MNIST and Fashion-MNIST share: painting, holding out validation, cards."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..benchmark.spec import Card
+from ..benchmark.spec import Card, digest
 from .idx import MNIST, Family
 
 
@@ -51,6 +52,21 @@ class Tinted:
         images = np.empty((*grey.shape, 3), np.uint8)
         np.multiply(grey[..., None], tints[:, None, None], out=images, dtype=np.float32, casting="unsafe")
         return images
+
+
+class Enlarged:
+    """Pictures (n, h, w, c) with every pixel repeated `factor` times along both sides when a slice is asked for."""
+
+    def __init__(self, images: NDArray[np.uint8], factor: int) -> None:
+        self.images, self.factor = images, factor
+        self.key = digest([hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(), images.shape, factor])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice) -> NDArray[np.uint8]:
+        """Pictures (m, factor h, factor w, c)."""
+        return self.images[index].repeat(self.factor, axis=1).repeat(self.factor, axis=2)
 
 
 def hold_out(strata: NDArray[np.int64], share: float, random: np.random.RandomState) -> NDArray[np.bool_]:
