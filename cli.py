@@ -89,6 +89,7 @@ def board(
         Path | None, typer.Argument(help="Folder of records. Default: the runs in $WORSTGROUP_HOME.")
     ] = None,
     format_: Annotated[Format, typer.Option("--format", help="table, md or csv.")] = Format.table,
+    splits: run_commands.Splits = False,
 ) -> None:
     """Print the leaderboard of all finished runs."""
     from .benchmark import record
@@ -100,11 +101,11 @@ def board(
         raise UserError(f"{path}: there is no such folder")
     tables = aggregate.build(aggregate.collect(record.find(folder)))
     if format_ is Format.table:
-        print_leaderboard(tables)
+        print_leaderboard(tables, splits)
         if not tables:
             out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", soft_wrap=True)
     else:
-        text = render.to_markdown(tables) if format_ is Format.md else render.to_csv(tables)
+        text = render.to_markdown(tables, splits) if format_ is Format.md else render.to_csv(tables)
         sys.stdout.write(text)
 
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .benchmark.errors import UserError
+from .benchmark.errors import UnknownName, UserError
 from .benchmark.machine import cores
 from .terminal import err, interruptible, load_plugins, out, pair, print_leaderboard, print_tables
 
 if TYPE_CHECKING:
-    from .benchmark.planning import Plan, Request
+    from .benchmark.planning import Plan, Request, Suite
     from .benchmark.record import RunRecord
 
 Backbone = Annotated[str, typer.Option(help="Default: the dataset's own.")]
@@ -38,6 +38,7 @@ Plugins = Annotated[
 ]
 Jobs = Annotated[int, typer.Option(min=0, help="Worker processes. 0: 1 on a GPU, else one per core up to 4.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a run. 0: cores over default workers.")]
+Splits = Annotated[bool, typer.Option("--splits", help="Show wga on train and validation too; a CSV always does.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse dataset files with other than the official counts.")]
 
 
@@ -64,21 +65,23 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Prepare the datasets, say what would run, and stop.")
     ] = False,
+    splits: Splits = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""
     from .benchmark import executors
-    from .benchmark.planning import DEFAULT_SEEDS, Request
+    from .benchmark.planning import DEFAULT_SEEDS, Request, read_suite
 
     load_plugins(plugin)
-    changes: dict[str, Any] = {"settings": dict(pair(text) for text in set_)}
+    settings = dict(pair(text) for text in set_)
     chosen = _numbers(seeds) if seeds else ()
-    if suite:
+    named = read_suite(suite) if suite else None
+    if named:
         if backbone or budget or extra or weights or method:
             raise UserError(
                 "--method, --backbone, --weights, --budget and --extra go with --dataset alone; a suite names its own"
             )
-        requests = _of_suite(suite, dataset)
+        requests = _of_suite(named, dataset)
     elif dataset and method:
         common = (budget, backbone, weights, DEFAULT_SEEDS)
         requests = [Request(dataset, name, *common, extra=extra) for name in method.split(",") if name]
@@ -86,7 +89,7 @@ def run(
         raise UserError(f"{'--method' if dataset else '--dataset'} is missing: name both --dataset and --method")
     else:
         raise UserError("name a suite (`worstgroup run mini`), or --dataset and --method; see `worstgroup ls suites`")
-    requests = [_changed(request, changes["settings"], _ranges(search), chosen, tuning) for request in requests]
+    requests = [_changed(request, settings, _ranges(search), chosen, tuning) for request in requests]
     made = _plan(requests, root, strict, quiet)
     if shard:
         made = executors.shard(made, shard)
@@ -94,7 +97,7 @@ def run(
         _print_plan(made)
         return
     made, records = _execute(made, quiet, jobs, threads, plugin)
-    _print_board(made)
+    _print_board(made, splits or (named is not None and named.splits))
     failed = sum(record.status == "failed" for record in records)
     if failed:
         err.print(f"{failed} of {len(records)} runs failed; the same command tries them again.", style="red")
@@ -157,15 +160,12 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise UserError(f"--seeds {text}: write whole numbers separated by commas, e.g. 0,1,2") from error
 
 
-def _of_suite(name: str, dataset: str) -> "list[Request]":
+def _of_suite(suite: "Suite", dataset: str) -> "list[Request]":
     """Requests of a suite, or those of one of its datasets."""
-    from .benchmark.errors import UnknownName
-    from .benchmark.planning import read_suite
-
-    requests = list(read_suite(name).requests())
+    requests = list(suite.requests())
     kept = [request for request in requests if dataset in ("", request.dataset)]
     if not kept:
-        raise UnknownName(f"dataset of suite {name}", dataset, {request.dataset for request in requests})
+        raise UnknownName("dataset of this suite", dataset, {request.dataset for request in requests})
     return kept
 
 
@@ -228,14 +228,14 @@ def _print_plan(plan: "Plan") -> None:
         out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_board(plan: "Plan") -> None:
+def _print_board(plan: "Plan", splits: bool) -> None:
     from .benchmark.home import runs_home
     from .benchmark.record import record_path
     from .leaderboard import aggregate
 
     paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
     found = aggregate.collect(path for path in paths if path.exists())
-    print_leaderboard(aggregate.build(found, (planned.absent for planned in plan.runs if planned.absent)))
+    print_leaderboard(aggregate.build(found, (planned.absent for planned in plan.runs if planned.absent)), splits)
     for planned in plan.runs if not found else ():
         if planned.absent:
             out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)

@@ -46,13 +46,13 @@ def pair(text: str, option: str = "--set", form: str = "KEY=VALUE") -> tuple[str
     return key, value
 
 
-def print_leaderboard(tables: "list[Table]") -> None:
+def print_leaderboard(tables: "list[Table]", splits: bool = False) -> None:
     """Tables as wide as the terminal, and their legend."""
     from .leaderboard import render
 
-    print_tables(render.to_terminal(tables, out.width))
+    print_tables(render.to_terminal(tables, out.width, splits))
     if tables:
-        out.print(render.LEGEND, style="dim", markup=False, highlight=False)
+        out.print(render.legend(splits), style="dim", markup=False, highlight=False)
 
 
 def print_tables(tables: list[Any]) -> None:

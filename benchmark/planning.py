@@ -144,6 +144,7 @@ class Suite(BaseModel):
     `tuning` draws of a search precede every row, from the ranges of methods and recipe or those in a block's `search`.
     Under `protocol = "paper"` recipe and ranges are a paper's, and so is `selection`, the rule that epochs and draws
     are chosen by.
+    With `splits` its table shows worst-group accuracy on train and validation too.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -153,6 +154,7 @@ class Suite(BaseModel):
     selection: str = ""
     tuning: Annotated[int, Field(ge=0)] = 0
     settings: dict[str, Scalar] = {}
+    splits: bool = False
     blocks: list[_SuiteBlock]
 
     def requests(self) -> Iterator[Request]:

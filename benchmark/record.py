@@ -23,7 +23,7 @@ from .budget import Budget
 from .errors import CorruptFile, UserError
 from .home import write_bytes
 from .metrics import Values
-from .spec import Attribute, Block, Recipe, RunSpec, method_label
+from .spec import Attribute, Block, Recipe, RunSpec, SplitName, method_label
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,\[\]-]*")
 
@@ -96,11 +96,12 @@ class Ledger(_Part):
 
 
 class GroupRow(_Part):
-    """Counts of one true (y, a) group."""
+    """Counts of one true (y, a) group; records from before train was predicted have no `correct_train`."""
 
     y: Count
     a: list[Count]
     n_train: Count
+    correct_train: Count | None = None
     m_val: Count
     correct_val: Count
     m_test: Count
@@ -153,7 +154,7 @@ class PredictionFile(_Part):
     """The .npz beside the record: its SHA-256, and hashes of the labels that it may not carry."""
 
     sha256: Hash
-    labels_sha256: dict[Literal["val", "test"], Hash]
+    labels_sha256: dict[SplitName, Hash]
     has_labels: bool
 
 
@@ -195,6 +196,8 @@ class RunRecord(_Part):
     """The training that the epoch was chosen in, where the model was then fitted anew on those images too."""
     metrics: Values = {}
     val_metrics: Values = {}
+    train_metrics: Values = {}
+    """Of the selected model under the evaluation transform; empty in records from before train was predicted."""
     ci: dict[Literal["wga"], tuple[Share, Share]] = {}
     cost: Cost | None = None
     tuning: Tuning | None = None
@@ -212,6 +215,9 @@ class RunRecord(_Part):
                 raise ValueError("tuning: does not say how each of the candidates did")
             if len(self.groups) != math.prod(self.shape):
                 raise ValueError(f"groups: {len(self.groups)}, classes and attributes make {math.prod(self.shape)}")
+            for g, group in enumerate(self.groups):
+                if (group.correct_train is None) == bool(self.train_metrics):
+                    raise ValueError(f"groups.{g}.correct_train: belongs together with train_metrics, one is missing")
             for name, attribute in ((f"attributes.{j}.aligned", a) for j, a in enumerate(self.attributes)):
                 if len(attribute.aligned) != len(self.classes) or max(attribute.aligned) >= len(attribute.values):
                     raise ValueError(f"{name}: does not give one of the values to every class")
@@ -227,8 +233,9 @@ class RunRecord(_Part):
         return [Attribute(a.name, tuple(a.values), tuple(a.aligned), a.train_ratio) for a in self.attributes]
 
     def counts(self) -> dict[str, NDArray[np.int64]]:
-        """Group counts as arrays (G,): n_train, m_val, correct_val, m_test, correct_test."""
-        names = ("n_train", "m_val", "correct_val", "m_test", "correct_test")
+        """Group counts as arrays (G,): n_train, m_val, correct_val, m_test, correct_test; correct_train if known."""
+        names = ["n_train", "m_val", "correct_val", "m_test", "correct_test"]
+        names += ["correct_train"] if self.train_metrics else []
         return {name: np.array([getattr(group, name) for group in self.groups], dtype=np.int64) for name in names}
 
     def identity_hash(self) -> str:

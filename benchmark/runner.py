@@ -107,7 +107,7 @@ def _explain(error: Exception) -> str:
 
 
 def execute(spec: RunSpec, store: Store, facts: dict[str, Any], progress: Progress) -> tuple[RunRecord, bytes]:
-    """Fit, then predict validation and test, then score; `facts` are the record's fields known beforehand."""
+    """Fit, then predict every split, then score; `facts` are the record's fields known beforehand."""
     device = pick_device()
     clock = Clock(device)
     lab = Lab(spec.block, store, device, clock, progress)
@@ -117,9 +117,7 @@ def execute(spec: RunSpec, store: Store, facts: dict[str, Any], progress: Progre
     annotations = Annotations(store.card, y, a, spec.budget, spec.block.seed, env)
     fitted = _fit(spec, lab, annotations)
     lab.test_is_open = True
-    logits: dict[SplitName, NDArray[np.float32]] = {
-        name: _logits(lab, fitted.predictor, name) for name in ("val", "test")
-    }
+    logits: dict[SplitName, NDArray[np.float32]] = {name: _logits(lab, fitted.predictor, name) for name in SPLITS}
     return _record(facts, store, fitted, annotations, clock, logits)
 
 
@@ -172,14 +170,13 @@ def _call(spec: RunSpec, task: Task) -> Predictor:
 
 
 def _logits(lab: Lab, predictor: Predictor, split: SplitName) -> NDArray[np.float32]:
-    """Logits (n, K) of a split, off every clock."""
-    with lab.clock.stage("predict"), lab.clock.off(), torch.no_grad():
+    """Logits (n, K) of a split, off every clock: no method pays for features that only evaluation asks for."""
+    with lab.clock.apart(), lab.clock.stage("predict"), torch.no_grad():
         if predictor.head is None:
             model = predictor.checkpoint.model
             outputs = engine.predict(model, model, lab.pixels(split), lab.recipe)
         else:
             outputs = predictor.head(lab.outputs(predictor.checkpoint, split)[0])
-    lab.clock.stages.pop("predict")
     logits: NDArray[np.float32] = outputs.numpy().astype(np.float32)
     if not np.isfinite(logits).all():
         raise UserError(f"the {split} logits are not finite")
@@ -259,19 +256,23 @@ def _record(
     card = store.card
     splits = {name: store.split(name) for name in SPLITS}
     group = {name: metrics.group_index(split.y, split.a, card.shape) for name, split in splits.items()}
-    n_train = np.bincount(group["train"], minlength=card.num_groups)
     predictions = {name: values.argmax(1).astype(np.int16) for name, values in logits.items()}
     counts = {
         name: metrics.group_counts(predictions[name] == splits[name].y, group[name], card.num_groups) for name in logits
     }
+    n_train = counts["train"][1]
     arrays: Arrays = {}
     for name in logits:
-        arrays |= {f"{name}_prediction": predictions[name], f"{name}_logits": logits[name]}
+        if name == "train" and not card.share_labels:
+            continue  # of a model that learned them by heart the predictions are the labels
+        arrays |= {f"{name}_prediction": predictions[name]}
         arrays |= {f"{name}_index": np.arange(len(predictions[name]), dtype=np.int32)}
         if card.share_labels:
             labels = {"y": splits[name].y.astype(np.int16), "a": splits[name].a.astype(np.int16)}
             arrays |= {f"{name}_{key}": value for key, value in labels.items()}
-            arrays |= {f"{name}_unit": splits[name].units().astype(np.int32)}
+        if name != "train":  # whose logits would be most of the file, and whose units nothing resamples
+            arrays |= {f"{name}_logits": logits[name]}
+            arrays |= {f"{name}_unit": splits[name].units().astype(np.int32)} if card.share_labels else {}
     packed = record.pack(arrays)
     worst = metrics.worst_group(*counts["test"])
     predictor, selector = fitted.predictor, fitted.selector
@@ -285,16 +286,17 @@ def _record(
         status="finished",
         selection=record.Selection(**asdict(predictor.choice), seen=seen),
         labels=record.Ledger(**asdict(annotations.ledger())),
-        groups=group_rows(card, n_train, counts["val"], counts["test"]),
+        groups=group_rows(card, counts["train"], counts["val"], counts["test"]),
         history=history(predictor.trajectory, None if fitted.search else selector),
         search=history(fitted.search, selector),
         metrics=metrics.evaluate(*counts["test"], n_train, card.shape, card.attributes),
         val_metrics=metrics.evaluate(*counts["val"], n_train, card.shape, card.attributes),
+        train_metrics=metrics.evaluate(*counts["train"], n_train, card.shape, card.attributes),
         ci={"wga": metrics.wilson_interval(int(counts["test"][0][worst]), int(counts["test"][1][worst]))},
         cost=record.Cost.model_validate(CostReport.of(clock).to_dict()),
         predictions=record.PredictionFile(
             sha256=hashlib.sha256(packed).hexdigest(),
-            labels_sha256={name: record.labels_hash(splits[name].y, splits[name].a) for name in ("val", "test")},
+            labels_sha256={name: record.labels_hash(splits[name].y, splits[name].a) for name in SPLITS},
             has_labels=card.share_labels,
         ),
     )
@@ -322,7 +324,7 @@ def _history(
 
 def group_rows(
     card: Card,
-    n_train: metrics.Counts,
+    train: tuple[metrics.Counts, metrics.Counts],
     val: tuple[metrics.Counts, metrics.Counts],
     test: tuple[metrics.Counts, metrics.Counts],
 ) -> list[record.GroupRow]:
@@ -331,7 +333,8 @@ def group_rows(
         record.GroupRow(
             y=y,
             a=list(a),
-            n_train=int(n_train[g]),
+            n_train=int(train[1][g]),
+            correct_train=int(train[0][g]),
             m_val=int(val[1][g]),
             correct_val=int(val[0][g]),
             m_test=int(test[1][g]),

@@ -18,6 +18,8 @@ from . import statistics
 from .statistics import Estimate, Outcome, Samples
 
 MEANS = ("acc_adj", "acc_mean", "acc_group")
+HELD = {"wga_train": "train_metrics", "wga_val": "val_metrics"}
+"""Worst-group accuracy on the splits that are not test, and the field of a record that has it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Row:
     versus_erm: dict[str, Difference] = field(default_factory=dict)
     cost: CostRatio | None = None
     reason: str = ""
+    held: dict[str, Estimate | None] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of method and source, and those of the recipe that a search found."""
     searched: bool = False
@@ -253,6 +256,10 @@ def _row(cell: Cell, sample: _Sample | None, label: str) -> Row:
         settings=_settings(first) | {f"recipe.{key}": value for key, value in first.tuned.items()},
         searched=bool(first.candidates),
         metrics={name: _estimate([record.metrics[name] for _, record in cell], sample, name) for name in names},
+        held={
+            name: _estimate([getattr(record, part).get("wga") for _, record in cell], None, name)
+            for name, part in HELD.items()
+        },
     )
 
 

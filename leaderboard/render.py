@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.markup import escape
 from tabulate import tabulate
 
-from .aggregate import MEANS, Difference, Row, Table
+from .aggregate import HELD, MEANS, Difference, Row, Table
 from .statistics import Estimate
 
 MISSING = "n/a"
@@ -28,6 +28,11 @@ LEGEND = (
     "over seeds; brackets are 95 % intervals over seeds and test units; `vs erm` is the paired difference in wga."
 )
 
+SPLITS_LEGEND = (
+    "`wga train` and `wga val` are `wga` of the same model on the train and the validation images, not "
+    "augmented (n/a where a record does not tell it)."
+)
+
 
 @dataclass(frozen=True)
 class Column:
@@ -37,12 +42,18 @@ class Column:
     cell: Callable[[Row], str]
 
 
-def columns(table: Table) -> list[Column]:
-    """Columns of one table."""
+def legend(splits: bool = False) -> str:
+    """What the columns mean."""
+    return f"{LEGEND} {SPLITS_LEGEND}" if splits else LEGEND
+
+
+def columns(table: Table, splits: bool = False) -> list[Column]:
+    """Columns of one table; with `splits` also wga on train and validation."""
     return [
         Column("method", lambda row: row.method),
         Column("budget", lambda row: row.budget + (f" ({row.tag})" if row.tag == "carried" else "")),
         Column("wga", lambda row: row.reason or _with_interval(row.metrics["wga"])),
+        *(Column(name.replace("_", " "), lambda row, name=name: _held(row, name)) for name in HELD if splits),  # type: ignore[misc]
         Column("vs erm", lambda row: _difference(row.versus_erm.get("wga"))),
         *(Column(name, lambda row, name=name: _percent(row, name)) for name in MEANS),  # type: ignore[misc]
         *(Column(gap, lambda row, gap=gap: _gap(row, gap)) for gap in table.gaps),  # type: ignore[misc]
@@ -73,15 +84,15 @@ def notes(table: Table) -> list[str]:
     return [f"{row.method}: {row.settings_text()}" for row in table.rows if row.searched]
 
 
-def to_markdown(tables: Iterable[Table]) -> str:
+def to_markdown(tables: Iterable[Table], splits: bool = False) -> str:
     """One Markdown section per table, and the legend."""
     parts = []
     for table in tables:
-        shown = columns(table)
+        shown = columns(table, splits)
         rows = [[_markdown(column.cell(row)) for column in shown] for row in table.rows]
         body = tabulate(rows, [column.heading for column in shown], tablefmt="github", disable_numparse=True)
         parts += [f"## {_markdown(title(table))}", _markdown(subtitle(table)), body, *map(_markdown, notes(table))]
-    return "\n\n".join([*parts, LEGEND]) + "\n" if parts else "No finished run yet.\n"
+    return "\n\n".join([*parts, legend(splits)]) + "\n" if parts else "No finished run yet.\n"
 
 
 def to_csv(tables: Iterable[Table]) -> str:
@@ -108,6 +119,7 @@ def to_csv(tables: Iterable[Table]) -> str:
                 line |= {f"{name}_low": _number(estimate, "low"), f"{name}_high": _number(estimate, "high")}
                 if name.startswith("gap_"):
                     line[f"{name}_amplified"] = int(row.amplified(name))
+            line |= {name: _number(row.held.get(name), "mean") for name in HELD}
             for key in ("mean", "low", "high"):
                 line[f"wga_vs_erm_{key}"] = _number(row.versus_erm.get("wga"), key)
             line["cost_marginal"] = _number(row.cost, "marginal")
@@ -123,11 +135,11 @@ def to_csv(tables: Iterable[Table]) -> str:
     return buffer.getvalue()
 
 
-def to_terminal(tables: Iterable[Table], width: int) -> list[rich.table.Table]:
+def to_terminal(tables: Iterable[Table], width: int, splits: bool = False) -> list[rich.table.Table]:
     """Tables for a terminal of some width; columns that do not fit go on below."""
     shown = []
     for table in tables:
-        cells = {column.heading: [column.cell(row) for row in table.rows] for column in columns(table)}
+        cells = {column.heading: [column.cell(row) for row in table.rows] for column in columns(table, splits)}
         parts = _fit(cells, width)
         for i, headings in enumerate(parts):
             target = rich.table.Table(
@@ -177,6 +189,10 @@ def _with_interval(estimate: Estimate | None) -> str:
         return MISSING
     known = not math.isnan(estimate.low)
     return f"{100 * estimate.mean:.1f}" + (f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" if known else "")
+
+
+def _held(row: Row, name: str) -> str:
+    return "" if row.reason else _with_interval(row.held.get(name))
 
 
 def _difference(difference: Difference | None) -> str:

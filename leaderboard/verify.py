@@ -14,7 +14,7 @@ from ..benchmark.budget import Budget
 from ..benchmark.errors import CorruptFile, UserError
 from ..benchmark.record import Arrays, EpochRow, RunRecord
 from ..benchmark.selection import CRITERIA, Criterion, first_best
-from ..benchmark.spec import PAPER, derive_seed
+from ..benchmark.spec import PAPER, SplitName, derive_seed
 from ..benchmark.tuning import first_best as best_draw
 
 LEVELS = {
@@ -22,6 +22,8 @@ LEVELS = {
     "metrics": "metrics recomputed from the group counts; the licence keeps the labels out of the record",
     "predictions": "group counts recomputed from predictions and labels, metrics from the counts",
 }
+TOTALS = {"train": "n_train", "val": "m_val", "test": "m_test"}
+"""Field of a group's row that counts the images of a split."""
 
 
 @dataclass(frozen=True)
@@ -87,31 +89,39 @@ def _groups(record: RunRecord) -> Iterator[str]:
             yield f"groups.{g}: the record says y={row.y}, a={row.a}, its place is that of y={y}, a={a}"
 
 
+def _predicted(record: RunRecord) -> tuple[SplitName, ...]:
+    """Splits whose predictions lie beside the record: those of train only where its labels may lie there too."""
+    with_train = record.train_metrics and record.predictions and record.predictions.has_labels
+    return ("train", "val", "test") if with_train else ("val", "test")
+
+
 def _arrays(record: RunRecord, arrays: Arrays) -> Iterator[str]:
     """Every array is there and has the length of its split."""
     counts = record.counts()
-    labels = ("y", "a", "unit") if record.predictions and record.predictions.has_labels else ()
-    for name in ("val", "test"):
-        n = np.size(arrays.get(f"{name}_prediction", ()))
-        if not labels and n != counts[f"m_{name}"].sum():
-            yield f"groups: their m_{name} sum to {counts[f'm_{name}'].sum()}, there are {n} predictions"
-        wanted = {"prediction": (n,), "logits": (n, record.shape[0]), "index": (n,), "y": (n,), "unit": (n,)}
-        wanted["a"] = (n, len(record.attributes))
-        for part in ("prediction", "logits", "index", *labels):
+    has_labels = record.predictions is not None and record.predictions.has_labels
+    for name in _predicted(record):
+        n, total = np.size(arrays.get(f"{name}_prediction", ())), counts[TOTALS[name]].sum()
+        if not has_labels and n != total:
+            yield f"groups: their {TOTALS[name]} sum to {total}, there are {n} predictions"
+        wanted: dict[str, tuple[int, ...]] = {"prediction": (n,), "index": (n,)}
+        wanted |= {"y": (n,), "a": (n, len(record.attributes))} if has_labels else {}
+        if name != "train":
+            wanted |= {"logits": (n, record.shape[0]), **({"unit": (n,)} if has_labels else {})}
+        for part, shape in wanted.items():
             array = arrays.get(f"{name}_{part}")
             if array is None:
                 yield f"predictions: {name}_{part} is missing"
-            elif array.shape != wanted[part] or array.dtype.kind not in ("f" if part == "logits" else "i"):
+            elif array.shape != shape or array.dtype.kind not in ("f" if part == "logits" else "i"):
                 yield f"predictions: {name}_{part} has shape {array.shape} and type {array.dtype}"
 
 
 def _metrics(record: RunRecord) -> Iterator[str]:
     """Metrics and interval from the group counts."""
     counts = record.counts()
-    for field, correct, total in (("metrics", "correct_test", "m_test"), ("val_metrics", "correct_val", "m_val")):
-        expected = metrics.evaluate(
-            counts[correct], counts[total], counts["n_train"], record.shape, record.spec_attributes()
-        )
+    fields = {"metrics": "test", "val_metrics": "val"} | ({"train_metrics": "train"} if record.train_metrics else {})
+    for field, name in fields.items():
+        correct, total = counts[f"correct_{name}"], counts[TOTALS[name]]
+        expected = metrics.evaluate(correct, total, counts["n_train"], record.shape, record.spec_attributes())
         yield from _differences(field, getattr(record, field), expected)
     worst = metrics.worst_group(counts["correct_test"], counts["m_test"])
     low, high = metrics.wilson_interval(int(counts["correct_test"][worst]), int(counts["m_test"][worst]))
@@ -141,14 +151,14 @@ def _predictions(record: RunRecord, arrays: Arrays) -> Iterator[str]:
 def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
     """Labels by their hash, group counts from predictions and labels."""
     counts = record.counts()
-    for name in ("val", "test"):
+    for name in _predicted(record):
         y, a = arrays[f"{name}_y"].astype(np.int64), arrays[f"{name}_a"].astype(np.int64)
         if record.predictions is None or records.labels_hash(y, a) != record.predictions.labels_sha256.get(name):
             yield f"predictions.labels_sha256.{name}: the labels are not those the record was written with"
             continue
         group = metrics.group_index(y, a, record.shape)
         correct, total = metrics.group_counts(arrays[f"{name}_prediction"] == y, group, len(record.groups))
-        for field, expected in ((f"correct_{name}", correct), (f"m_{name}", total)):
+        for field, expected in ((f"correct_{name}", correct), (TOTALS[name], total)):
             for g in np.flatnonzero(counts[field] != expected):
                 yield f"groups.{g}.{field}: the record says {counts[field][g]}, the predictions give {expected[g]}"
 

@@ -1,5 +1,6 @@
 """Helpers that several test files share."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from worstgroup.benchmark.home import runs_home
 from worstgroup.benchmark.planning import Plan, Request, plan
-from worstgroup.benchmark.record import RunRecord, find, read, read_predictions
+from worstgroup.benchmark.record import Arrays, RunRecord, find, pack, predictions_path, read, read_predictions
 from worstgroup.benchmark.registry import DATASETS, load_plugin
 
 TINYSET = Path(__file__).parent / "fixtures" / "tinyset.py"
@@ -62,6 +63,28 @@ def put(dotted: str, value: object) -> Callable[[dict[str, Any]], None]:
         content[last] = value
 
     return change
+
+
+def repack(path: Path, change: Callable[[Arrays], object], *, honest: bool = False) -> None:
+    """Change the arrays beside a record; unless `honest`, correct their hash in it too."""
+    arrays = read_predictions(path, read(path))
+    change(arrays)
+    content = pack(arrays)
+    predictions_path(path).write_bytes(content)
+    if not honest:
+        edit(path, put("predictions.sha256", hashlib.sha256(content).hexdigest()))
+
+
+def without_train(path: Path) -> None:
+    """Rewrite a record as one from before train was predicted."""
+    repack(path, lambda arrays: [arrays.pop(name) for name in list(arrays) if name.startswith("train_")])
+
+    def change(content: dict[str, Any]) -> None:
+        del content["train_metrics"], content["predictions"]["labels_sha256"]["train"]
+        for group in content["groups"]:
+            del group["correct_train"]
+
+    edit(path, change)
 
 
 def places(value: Any, place: str = "") -> Iterator[str]:

@@ -210,6 +210,17 @@ def test_a_suite_file_of_ones_own(call: Call, tmp_path: Path, home: Path) -> Non
     ]
 
 
+def test_a_run_shows_train_and_validation_when_asked(call: Call, tmp_path: Path, runs: Path) -> None:
+    suite = tmp_path / "own.toml"
+    for line, option, shown in (("", (), False), ("splits = true", (), True), ("", ("--splits",), True)):
+        suite.write_text(f'summary = "x"\nseeds = [0]\n{line}\n[[blocks]]\ndataset = "tiny"\nmethods = ["erm"]\n')
+        done = call("run", suite, "--jobs", "1", *option)
+        assert done.code == 0
+        assert ("wga train" in done.out) is shown
+    assert "wga val" in call(*RUN, "--splits").out
+    assert "wga val" not in call(*RUN).out
+
+
 # ------------------------------------------------------------------------------------------ board, verify and cache
 
 
@@ -220,6 +231,16 @@ def test_board_in_three_formats(call: Call, runs: Path) -> None:
     assert markdown.out.startswith("## tiny · tiny_cnn")
     assert {line["method"] for line in csv.DictReader(io.StringIO(lines.out))} == {"erm", "groupdro", "dfr"}
     assert call("board", runs, "--format", "md").out == markdown.out
+
+
+def test_board_shows_train_and_validation_when_asked(call: Call, runs: Path) -> None:
+    assert "wga train" not in call("board", runs, "--format", "md").out
+    for form in ("table", "md"):
+        done = call("board", runs, "--format", form, "--splits")
+        assert (done.code, done.err) == (0, "")
+        assert "wga train" in done.out
+        assert "wga val" in done.out
+    assert call("board", runs, "--format", "csv", "--splits").out == call("board", runs, "--format", "csv").out
 
 
 def test_board_of_nothing_says_how_to_begin(call: Call, tmp_path: Path) -> None:
@@ -273,7 +294,20 @@ def test_cache_shows_and_prunes(call: Call, home: Path) -> None:
 
 BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nothing": ((), ("name a suite",)),
-    "a suite and a dataset": (("mini", "--dataset", "tiny"), ("name a suite",)),
+    "a suite and a dataset that it lacks": (("mini", "--dataset", "tiny"), ("unknown dataset of this suite 'tiny'",)),
+    "a suite and a method": (("mini", "--method", "erm"), ("a suite names its own",)),
+    "a range that is none": (
+        ("--dataset", "tiny", "--method", "erm", "--tuning", "2", "--search", "recipe.lr=0.1"),
+        ("search range '0.1'", "write 10^U(-1,5)"),
+    ),
+    "a range for what all methods share": (
+        ("--dataset", "tiny", "--method", "erm", "--tuning", "2", "--search", "recipe.epochs=U(1,9)"),
+        ("only recipe.lr and recipe.weight_decay",),
+    ),
+    "a search without a value": (
+        ("--dataset", "tiny", "--method", "erm", "--tuning", "2", "--search", "recipe.lr"),
+        ("--search recipe.lr: write KEY=RANGE",),
+    ),
     "no method": (("--dataset", "tiny"), ("--method is missing",)),
     "no dataset": (("--method", "erm"), ("--dataset is missing",)),
     "dataset": (("--dataset", "tyni", "--method", "erm"), ("unknown dataset 'tyni'", "Did you mean tiny")),

@@ -160,7 +160,7 @@ class Oracle(Pipeline):
 
         class Head(nn.Module):
             def forward(self, features: Tensor) -> Tensor:
-                y = torch.from_numpy(store.split("test").y)
+                y = torch.from_numpy(np.resize(store.split("test").y, len(features)))
                 return F.one_hot(y, 2).float()
 
         return Predictor(task.erm(), Choice("last"), Head())

@@ -363,6 +363,44 @@ def test_the_earliest_best_epoch_is_kept(tmp_path: Path, scores: list[tuple[floa
     assert not all(torch.equal(value, seen[best % 4 + 1][name]) for name, value in outcome.weights.items())
 
 
+@pytest.mark.parametrize(
+    ("patience", "scores", "epochs", "best"),
+    [
+        (2, [0.5, 0.7, 0.7, 0.6, 0.9], 4, 2),
+        (3, [0.5, 0.7, 0.7, 0.6, 0.9], 5, 5),
+        (1, [0.5, 0.5, 0.9], 2, 1),
+        (0, [0.5, 0.4, 0.3], 3, 1),
+    ],
+)
+def test_a_training_ends_when_its_patience_is_over(
+    tmp_path: Path, patience: int, scores: list[float], epochs: int, best: int
+) -> None:
+    remaining = iter(scores)
+    outcome = train(
+        tmp_path / "state.pt",
+        epochs=len(scores),
+        recipe__patience=str(patience),
+        selector=lambda predictions: (next(remaining),),
+    )
+    assert (len(outcome.trajectory.epochs), outcome.trajectory.step) == (epochs, best)
+    assert outcome.cost.n_updates == epochs * STEPS
+
+
+def test_where_nothing_is_selected_patience_does_not_count(tmp_path: Path) -> None:
+    outcome = train(tmp_path / "state.pt", epochs=3, recipe__patience="1", selector=None)
+    assert len(outcome.trajectory.epochs) == 3
+
+
+def test_a_training_killed_in_its_last_epoch_of_patience_does_not_go_on(tmp_path: Path) -> None:
+    scores = [(0.5,), (0.4,), (0.3,)]
+    remaining = iter(scores)
+    options: dict[str, Any] = {"epochs": 5, "recipe__patience": "2", "selector": lambda predictions: next(remaining)}
+    first = train(tmp_path / "state.pt", **options)
+    again = train(tmp_path / "state.pt", **options)
+    assert_same(first, again)
+    assert len(again.trajectory.epochs) == 3
+
+
 def test_the_score_is_that_of_the_kept_epochs_predictions(tmp_path: Path) -> None:
     task = tiny_task("groupdro")
     trajectory = train(tmp_path / "state.pt").trajectory

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import edit, places, put
+from helpers import edit, places, put, without_train
 from rich.console import Console
 from worstgroup.benchmark import metrics
 from worstgroup.benchmark.budget import Budget
@@ -22,7 +22,7 @@ from worstgroup.benchmark.planning import Absent
 from worstgroup.benchmark.record import find, pack, predictions_path, read, read_predictions
 from worstgroup.leaderboard import statistics
 from worstgroup.leaderboard.aggregate import Difference, Row, Table, build, collect
-from worstgroup.leaderboard.render import LEGEND, to_csv, to_markdown, to_terminal
+from worstgroup.leaderboard.render import LEGEND, SPLITS_LEGEND, to_csv, to_markdown, to_terminal
 from worstgroup.leaderboard.verify import verify
 
 Pick = Callable[[str], Path]
@@ -162,6 +162,44 @@ def test_a_row_is_the_mean_of_its_records(runs: Path) -> None:
             if line[f"{name}_low"]:
                 assert float(line[f"{name}_low"]) <= float(line[name]) + 0.2
                 assert float(line[f"{name}_low"]) <= float(line[f"{name}_high"])
+
+
+SPLITS = {"wga_train": "train_metrics", "wga_val": "val_metrics"}
+
+
+def test_a_csv_has_wga_on_every_split(runs: Path) -> None:
+    without_train(every(runs, "dfr")[1])
+    absent = [Absent("tiny", "tiny_cnn", "ex2l", "select", "needs val-5 or richer")]
+    text = to_csv(build(collect(find(runs)), absent))
+    lines = {line["method"]: line for line in csv.DictReader(io.StringIO(text))}
+    for method in ("erm", "groupdro", "dfr"):
+        for name, field in SPLITS.items():
+            values = [getattr(read(path), field).get("wga") for path in every(runs, method)]
+            expected = "" if None in values else f"{np.mean(values):.6g}"
+            assert lines[method][name] == expected
+    assert (lines["dfr"]["wga_train"], lines["ex2l"]["wga_train"], lines["ex2l"]["wga_val"]) == ("", "", "")
+    assert not {f"{name}_{end}" for name in SPLITS for end in ("sd", "low", "high")} & lines["erm"].keys()
+
+
+def test_a_text_has_wga_on_train_and_validation_when_asked(runs: Path) -> None:
+    for path in every(runs, "erm"):
+        edit(path, put("train_metrics.wga", 0.987))
+        edit(path, put("val_metrics.wga", 0.25))
+    without_train(every(runs, "dfr")[1])
+    absent = [Absent("tiny", "tiny_cnn", "ex2l", "select", "needs val-5 or richer")]
+    made = build(collect(find(runs)), absent)
+    headings, *rows = cells(to_markdown(made, splits=True))
+    assert headings[:6] == ["method", "budget", "wga", "wga train", "wga val", "vs erm"]
+    found = {line[0]: tuple(line[3:5]) for line in rows}
+    assert found["erm"] == ("98.7", "25.0")
+    assert found["dfr"][0] == "n/a"
+    assert re.fullmatch(r"\d+\.\d", found["dfr"][1])
+    assert found["ex2l"] == ("", "")
+    assert to_markdown(made, splits=True).endswith(f"{LEGEND} {SPLITS_LEGEND}\n")
+    (part,) = to_terminal(made, 1000, splits=True)
+    assert [str(column.header) for column in part.columns] == headings
+    plain = cells(to_markdown(made))
+    assert [[*line[:3], *line[5:]] for line in (headings, *rows)] == plain  # nothing else changes
 
 
 def test_rows_go_from_the_poorest_budget_to_the_richest(runs: Path) -> None:
@@ -514,7 +552,7 @@ def test_a_forged_record_is_shown_or_refused_by_its_name(
     original = json.loads(path.read_text())
     wrong = []
     for place in places(original):
-        if re.match(r"history|groups\.[1-7]|val_metrics|env\.versions|cost\.(stages|shared)", place):
+        if re.match(r"history|groups\.[1-7]|(val|train)_metrics\.(?!wga)|env\.versions|cost\.(stages|shared)", place):
             continue  # the board does not read them, or reads them as it does their neighbours
         content = copy.deepcopy(original)
         put(place, value)(content)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import edit, plan_tiny, put
+from helpers import edit, plan_tiny, put, without_train
 from worstgroup.benchmark import record as records
 from worstgroup.benchmark.budget import Budget
 from worstgroup.benchmark.errors import CorruptFile
@@ -70,6 +70,43 @@ def test_predictions_hold_everything_that_is_recomputed(pick: Pick) -> None:
         assert np.array_equal(arrays[f"{name}_index"], np.arange(48))
         assert arrays[f"{name}_a"].shape == (48, 2)
         assert arrays[f"{name}_y"].shape == arrays[f"{name}_unit"].shape == (48,)
+    assert sorted(name for name in arrays if name.startswith("train_")) == [
+        f"train_{part}" for part in ("a", "index", "prediction", "y")
+    ]
+    assert np.array_equal(arrays["train_index"], np.arange(96))
+    assert {arrays[f"train_{part}"].dtype for part in ("prediction", "y", "a")} == {np.dtype(np.int16)}
+
+
+@pytest.mark.parametrize("method", ["erm", "groupdro", "dfr"])
+def test_the_selected_model_is_scored_on_train_too(pick: Pick, method: str) -> None:
+    path = pick(method)
+    record, arrays = read(path), read_predictions(path, read(path))
+    right = arrays["train_prediction"] == arrays["train_y"]
+    for group in record.groups:
+        inside = (arrays["train_y"] == group.y) & (arrays["train_a"] == group.a).all(1)
+        assert (group.n_train, group.correct_train) == (inside.sum(), right[inside].sum())
+    assert record.train_metrics.keys() == record.metrics.keys()
+    assert record.train_metrics["acc_mean"] == record.train_metrics["acc_adj"] == pytest.approx(right.mean())
+    assert record.train_metrics["wga"] == min((g.correct_train or 0) / g.n_train for g in record.groups)
+
+
+def test_no_method_pays_for_predicting_train(pick: Pick) -> None:
+    """DFR refits on validation features: those of train are made for its evaluation alone."""
+    cost = read(pick("dfr")).cost
+    assert cost is not None
+    assert [key.partition(":")[0] for key in cost.shared] == ["erm", "features"]
+    assert cost.marginal.n_fwd_nograd == 48
+    assert cost.stages.keys() == {"head"}
+
+
+def test_a_record_from_before_train_was_predicted_is_read(pick: Pick) -> None:
+    path = pick("erm")
+    before = read(path)
+    without_train(path)
+    record = read(path)
+    assert (record.train_metrics, {group.correct_train for group in record.groups}) == ({}, {None})
+    assert record.counts().keys() == before.counts().keys() - {"correct_train"}
+    assert (record.metrics, record.run) == (before.metrics, record.identity_hash())
 
 
 @pytest.mark.usefixtures("tiny")
@@ -79,7 +116,9 @@ def test_a_licence_can_keep_the_labels_out() -> None:
     record = run_spec(made.runs[0].spec, made.stores["tinyvariants:secret"])
     assert record.predictions is not None
     assert not record.predictions.has_labels
+    assert record.train_metrics["wga"] is not None
     (path,) = find(runs_home())
+    # none of train: the predictions of a model that learned the labels by heart are the labels
     assert sorted(read_predictions(path, record)) == [
         f"{name}_{part}" for name in ("test", "val") for part in ("index", "logits", "prediction")
     ]
@@ -167,6 +206,8 @@ FIELDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "seed": (put("seed", "zero"), "seed"),
     "fraction of a count": (put("groups.0.m_test", 1.5), "groups.0.m_test"),
     "negative count": (put("groups.1.correct_test", -1), "groups.1.correct_test"),
+    "train answers of one group": (put("groups.3.correct_train", None), "groups.3.correct_train"),
+    "train metrics without their counts": (put("train_metrics", {}), "groups.0.correct_train"),
     "interval beyond 1": (put("ci.wga.1", 1.2), "ci.wga.1"),
     "text for a metric": (put("metrics.wga", "high"), "metrics.wga"),
     "list for an object": (put("selection", []), "selection"),

@@ -34,6 +34,7 @@ RECIPE_CHANGES: dict[str, Any] = {
     "precision": "bf16",
     "channels_last": True,
     "compile": True,
+    "patience": 2,
 }
 BLOCK_CHANGES: dict[str, Any] = {
     "dataset": "other",
@@ -55,6 +56,10 @@ RUN_CHANGES: dict[str, Any] = {
     "source_config": (("clusters", 3),),
     "extra": "val",
     "protocol": "wg0",
+    "criterion": "val-wga-avg",
+    "tuned": (("lr", 0.1),),
+    "draw": 1,
+    "candidates": ("1" * 64,),
 }
 CHANGED = [
     *(replace(SPEC, **{name: value}) for name, value in RUN_CHANGES.items()),

@@ -10,23 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import edit, places, put
+from helpers import edit, places, put, repack, without_train
 from worstgroup.benchmark.planning import Request, plan
-from worstgroup.benchmark.record import Arrays, find, pack, predictions_path, read, read_predictions
+from worstgroup.benchmark.record import Arrays, find, predictions_path, read
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.leaderboard.verify import Verdict, orphans, verify, verify_all
 
 Pick = Callable[[str], Path]
-
-
-def repack(path: Path, change: Callable[[Arrays], object], *, honest: bool = False) -> None:
-    """Change the arrays beside a record; unless `honest`, correct their hash in it too."""
-    arrays = read_predictions(path, read(path))
-    change(arrays)
-    content = pack(arrays)
-    predictions_path(path).write_bytes(content)
-    if not honest:
-        edit(path, put("predictions.sha256", hashlib.sha256(content).hexdigest()))
 
 
 def assert_named(verdict: Verdict, field: str) -> None:
@@ -49,6 +39,15 @@ def test_all_runs_below_a_folder_are_judged(runs: Path) -> None:
     assert all(verdict.ok for verdict in verdicts)
 
 
+@pytest.mark.parametrize("method", ["erm", "dfr"])
+def test_a_run_from_before_train_was_predicted_passes(pick: Pick, method: str) -> None:
+    path = pick(method)
+    without_train(path)
+    assert verify(path) == Verdict(path, "predictions", ())
+    edit(path, add("metrics.wga", 0.01))
+    assert_named(verify(path), "metrics.wga")
+
+
 @pytest.mark.usefixtures("tiny")
 def test_without_labels_the_metrics_are_verified(home: Path) -> None:
     made = plan([Request("tinyvariants:secret", "groupdro", seeds=(0,))])
@@ -58,6 +57,8 @@ def test_without_labels_the_metrics_are_verified(home: Path) -> None:
     assert verify(path) == Verdict(path, "metrics", ())
     edit(path, put("metrics.wga", 0.99))
     assert_named(verify(path), "metrics.wga")
+    edit(path, add("groups.0.correct_train", -1))
+    assert_named(verify(path), "train_metrics.")
 
 
 def test_a_failed_run_has_its_own_level(pick: Pick) -> None:
@@ -101,10 +102,20 @@ EDITS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "a metric left out": ("groupdro", lambda content: content["metrics"].pop("gap_all"), "metrics.gap_all"),
     "a metric made up": ("groupdro", put("metrics.fairness", 1.0), "metrics.fairness"),
     "a validation metric": ("groupdro", add("val_metrics.wga", 0.1), "val_metrics.wga"),
+    "a train metric": ("groupdro", add("train_metrics.wga", 0.1), "train_metrics.wga"),
+    "correct train answers": ("groupdro", add("groups.2.correct_train", -1), "groups.2.correct_train"),
+    "correct train answers of a refitted head": ("dfr", add("groups.2.correct_train", -1), "groups.2.correct_train"),
+    "train answers left out": ("groupdro", put("train_metrics", {}), "{path}: groups.0.correct_train"),
+    "train answers of a group left out": (
+        "groupdro",
+        put("groups.6.correct_train", None),
+        "{path}: groups.6.correct_train",
+    ),
     "correct test answers": ("groupdro", add("groups.3.correct_test", 1), "groups.3.correct_test"),
     "correct validation answers": ("groupdro", add("groups.0.correct_val", -1), "groups.0.correct_val"),
     "test images": ("groupdro", add("groups.5.m_test", 1), "groups.5.m_test"),
-    "train images": ("groupdro", add("groups.2.n_train", 50), "metrics.acc_adj"),
+    "train images": ("groupdro", add("groups.2.n_train", 50), "groups.2.n_train"),
+    "weights of the train images": ("groupdro", add("groups.2.n_train", 50), "metrics.acc_adj"),
     "class of a group": ("groupdro", put("groups.0.y", 1), "groups.0"),
     "attributes of a group": ("groupdro", put("groups.0.a", [1, 1]), "groups.0"),
     "interval": ("groupdro", put("ci.wga.1", 1.0), "ci.wga"),
@@ -138,7 +149,7 @@ def test_an_edited_field_is_named(pick: Pick, case: str) -> None:
     method, change, field = EDITS[case]
     path = pick(method)
     edit(path, change)
-    assert_named(verify(path), field)
+    assert_named(verify(path), field.format(path=path))
 
 
 def test_an_epoch_that_would_have_been_chosen_is_found(pick: Pick) -> None:
@@ -163,7 +174,7 @@ def leaves(value: Any, place: str = "") -> Iterator[str]:
         yield place
 
 
-@pytest.mark.parametrize("part", ["metrics", "val_metrics", "ci", "groups", "labels"])
+@pytest.mark.parametrize("part", ["metrics", "val_metrics", "train_metrics", "ci", "groups", "labels"])
 def test_every_number_of_a_part_counts(pick: Pick, part: str) -> None:
     path = pick("groupdro")
     original = path.read_text()
@@ -193,12 +204,13 @@ def test_missing_predictions_are_named(pick: Pick) -> None:
 
 
 def flip_one(name: str) -> Callable[[Arrays], None]:
-    """Answer one more image correctly (its logits too)."""
+    """Answer one more image correctly (its logits too, where there are any)."""
 
     def change(arrays: Arrays) -> None:
         wrong = int(np.flatnonzero(arrays[f"{name}_prediction"] != arrays[f"{name}_y"])[0])
         arrays[f"{name}_prediction"][wrong] ^= 1
-        arrays[f"{name}_logits"][wrong] = arrays[f"{name}_logits"][wrong][::-1]
+        if name != "train":
+            arrays[f"{name}_logits"][wrong] = arrays[f"{name}_logits"][wrong][::-1]
 
     return change
 
@@ -210,6 +222,10 @@ def drop(name: str) -> Callable[[Arrays], None]:
 FORGED: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "one more right on test": (flip_one("test"), "groups."),
     "one more right on validation": (flip_one("val"), "groups."),
+    "one more right on train": (flip_one("train"), "groups."),
+    "train predictions turned over": (lambda a: a["train_prediction"].__ixor__(1), "groups.0.correct_train"),
+    "train labels": (lambda a: a["train_y"].__ixor__(1), "predictions.labels_sha256.train"),
+    "train attributes": (lambda a: a["train_a"].__ixor__(1), "predictions.labels_sha256.train"),
     "prediction against its logits": (lambda a: a["test_prediction"].__ixor__(1), "predictions: test_prediction"),
     "labels": (lambda a: a["test_y"].__ixor__(1), "predictions.labels_sha256.test"),
     "attributes": (lambda a: a["val_a"].__ixor__(1), "predictions.labels_sha256.val"),
@@ -276,7 +292,10 @@ ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "negative": lambda array: np.full(array.shape, -1),
     "booleans": lambda array: np.ones(array.shape, bool),
 }
-NAMES = ("test_prediction", "test_logits", "test_y", "val_a", "val_logits", "val_prediction")
+NAMES = (
+    *("test_prediction", "test_logits", "test_y", "val_a", "val_logits", "val_prediction"),
+    *("train_prediction", "train_y", "train_a"),
+)
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
@@ -290,7 +309,13 @@ def test_nothing_in_the_predictions_makes_it_raise(pick: Pick, kind: str) -> Non
         assert not quietly(path).ok, name
 
 
-@pytest.mark.parametrize("name", ["test_logits", "test_prediction", "val_y", "val_a", "test_unit", "test_index"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("test_logits", "test_prediction", "val_y", "val_a", "test_unit", "test_index"),
+        *("train_prediction", "train_y", "train_a", "train_index"),
+    ],
+)
 def test_a_missing_array_is_named(pick: Pick, name: str) -> None:
     path = pick("groupdro")
     repack(path, drop(name))

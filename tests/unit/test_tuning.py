@@ -1,0 +1,208 @@
+"""Searches: candidates are ordinary runs on one seed, the rung's rule alone chooses, and all of it is billed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import Call, edit, put
+from worstgroup.benchmark.errors import UserError
+from worstgroup.benchmark.executors import run_plan, shard
+from worstgroup.benchmark.planning import Plan, Request, plan
+from worstgroup.benchmark.record import RunRecord, find, read, record_path
+from worstgroup.benchmark.runner import runs_home
+from worstgroup.benchmark.tuning import first_best
+from worstgroup.console import RunReporter
+from worstgroup.leaderboard import aggregate, render
+from worstgroup.leaderboard.verify import verify
+from worstgroup.terminal import err
+
+pytestmark = pytest.mark.usefixtures("tiny")
+SEEDS = (3, 5)
+
+
+def searched(method: str = "groupdro", draws: int = 3, **changes: object) -> Plan:
+    """The plan of a search over two seeds."""
+    request = Request("tiny", method, seeds=SEEDS, tuning=draws, settings={"recipe.epochs": "2"})
+    return plan([replace(request, **changes)])  # type: ignore[arg-type]
+
+
+def run(made: Plan) -> list[RunRecord]:
+    return run_plan(made, RunReporter(err, quiet=True))
+
+
+def decided(made: Plan) -> tuple[list[RunRecord], list[RunRecord], Plan]:
+    """Records of the candidates and of the runs that follow, and the plan that these are of."""
+    candidates = run(replace(made, runs=made.searched()))
+    after = made.decided({record.run: record for record in candidates})
+    return candidates, run(after), after
+
+
+def test_the_first_candidate_is_the_plain_run_of_the_first_seed() -> None:
+    (sweep,) = searched().sweeps
+    (plain, _) = plan([Request("tiny", "groupdro", seeds=SEEDS, settings={"recipe.epochs": "2"})]).runs
+    assert sweep.candidates[0] == plain.spec
+    assert {one.block.seed for one in sweep.candidates} == {SEEDS[0]}
+    assert len({one.hash for one in sweep.candidates}) == 3
+    assert [one.draw for one in sweep.candidates] == [0, 1, 2]
+
+
+def test_candidates_share_the_block_whatever_lr_they_draw() -> None:
+    (sweep,) = searched().sweeps
+    assert len({one.block.key for one in sweep.candidates}) == 1
+    assert all(dict(one.tuned)["lr"] > 0 for one in sweep.candidates[1:])
+
+
+def test_the_best_draw_is_run_on_every_seed_and_says_so() -> None:
+    candidates, finals, _ = decided(searched())
+    values = [one.selection.value for one in candidates if one.selection]
+    best = max(range(3), key=lambda i: (values[i], -i))
+    assert [final.seed for final in finals] == list(SEEDS)
+    for final in finals:
+        assert final.draw == best
+        assert final.config == candidates[best].config
+        assert final.tuned == candidates[best].tuned
+        assert final.candidates == [one.run for one in candidates]
+        assert final.tuning is not None
+        assert final.tuning.values == values
+        costs = [one.cost.scratch for one in candidates if one.cost]
+        assert final.tuning.cost.n_fwd == sum(cost.n_fwd for cost in costs)
+
+
+def test_the_run_of_the_searched_seed_is_the_candidate_itself() -> None:
+    candidates, finals, _ = decided(searched())
+    twin = candidates[finals[0].draw]
+    assert finals[0].run != twin.run
+    assert finals[0].predictions == twin.predictions
+    assert finals[0].cost == twin.cost
+
+
+def test_a_searched_row_stands_alone_in_its_table() -> None:
+    _, _, after = decided(searched())
+    (table,) = aggregate.build(aggregate.collect(find(runs_home())))
+    assert len([row for row in table.rows if "draw" in row.method]) == 1
+    row = next(row for row in table.rows if "of 3)" in row.method)
+    assert row.seeds == SEEDS
+    assert row.searched
+    text = render.to_markdown([table])
+    assert "recipe.lr=" in text or row.method == "groupdro (draw 0 of 3)"
+    assert len(after.runs) == 2
+
+
+def test_the_search_is_in_the_cost() -> None:
+    decided(searched())
+    run(plan([Request("tiny", "erm", seeds=SEEDS, settings={"recipe.epochs": "2"})]))
+    (table,) = aggregate.build(aggregate.collect(find(runs_home())))
+    row = next(row for row in table.rows if "of 3)" in row.method)
+    assert row.cost is not None
+    assert row.cost.search > row.cost.scratch > 0
+
+
+def test_a_second_search_finds_everything_made() -> None:
+    decided(searched())
+    before = {path: path.read_bytes() for path in find(runs_home())}
+    decided(searched())
+    assert {path: path.read_bytes() for path in find(runs_home())} == before
+
+
+def test_the_shared_erm_is_trained_once_for_all_draws() -> None:
+    candidates, _, _ = decided(searched("jtt"))
+    assert len({tuple(one.cost.shared) for one in candidates if one.cost}) == 1
+
+
+def test_searched_erm_rows_train_with_their_own_settings() -> None:
+    candidates, _, _ = decided(searched("erm"))
+    assert len({one.predictions.sha256 for one in candidates if one.predictions}) == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [("draw", 2, "run: "), ("tuning.values.1", 1.0, "tuning.values.1"), ("tuning.values", [0.0], "tuning: ")],
+)
+def test_a_falsified_search_is_found(place: str, value: object, says: str) -> None:
+    _, _, after = decided(searched())
+    assert after.runs[1].spec
+    path = record_path(runs_home(), after.runs[1].spec)
+    assert verify(path).ok, verify(path).problems
+    edit(path, put(place, value))
+    assert any(says in problem for problem in verify(path).problems), verify(path).problems
+
+
+def test_a_worse_draw_cannot_pass_for_the_chosen_one() -> None:
+    candidates, finals, after = decided(searched())
+    assert after.runs[1].spec
+    path = record_path(runs_home(), after.runs[1].spec)
+    assert finals[1].tuning
+    values = list(finals[1].tuning.values)
+    values[(finals[1].draw + 1) % 3] = 1.0
+    edit(path, put("tuning.values", values))
+    problems = verify(path).problems
+    assert any(problem.startswith("draw: ") for problem in problems), problems
+    assert len(candidates) == 3
+
+
+def test_where_every_draw_fails_the_cell_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = searched()
+    after = made.decided({})
+    (cell,) = after.runs
+    assert cell.failed
+    assert "no draw of the search can be chosen" in cell.reason
+
+
+def test_a_failed_draw_is_passed_over() -> None:
+    assert first_best([None, 0.5, 0.7, 0.7, None]) == 2
+    assert first_best([None, None]) is None
+    assert first_best([0.0]) == 0
+
+
+def test_whole_searches_go_to_one_shard() -> None:
+    both = plan([Request("tiny", name, seeds=SEEDS, tuning=2) for name in ("groupdro", "resample")])
+    parts = [shard(both, f"{i}/2") for i in (1, 2)]
+    assert [[sweep.label for sweep in part.sweeps] for part in parts] == [
+        [both.sweeps[0].label],
+        [both.sweeps[1].label],
+    ]
+
+
+def test_a_draw_beyond_what_a_setting_takes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"draw 1: groupdro.step_size must be at least 0.*narrower range"):
+        searched(ranges={"groupdro.step_size": "U(-2,-1)"})
+
+
+def test_only_a_paper_has_a_selection_rule_of_its_own() -> None:
+    with pytest.raises(UserError, match="only under protocol paper"):
+        plan([Request("tiny", "erm", criterion="val-wga-avg")])
+    with pytest.raises(UserError, match="needs validation attributes, budget none grants none"):
+        plan([Request("tiny", "erm", criterion="val-wga-avg", protocol="paper")])
+
+
+def test_a_papers_rule_selects_and_is_verified() -> None:
+    made = plan([Request("tiny", "erm", "select", seeds=(0,), criterion="val-wga-avg", protocol="paper")])
+    (record,) = run(made)
+    assert record.selection
+    assert (record.protocol, record.selection.criterion) == ("paper", "val-wga-avg")
+    assert made.runs[0].spec
+    path = record_path(runs_home(), made.runs[0].spec)
+    assert verify(path).ok, verify(path).problems
+    edit(path, put("criterion", "val-mean"))
+    assert any("selection.criterion" in problem for problem in verify(path).problems)
+
+
+def test_tune_prints_every_draw_and_run_takes_it_up(call: Call, home: Path) -> None:
+    common = ("--dataset", "tiny", "--method", "groupdro", "--set", "recipe.epochs=1", "--jobs", "1")
+    done = call("tune", *common, "--draws", "2", "--quiet")
+    assert done.code == 0, done.err
+    assert "the defaults" in done.out
+    assert "recipe.lr=" in done.out
+    assert "is chosen" in done.out
+    made = {path: path.read_bytes() for path in find(runs_home())}
+    done = call("run", *common, "--tuning", "2", "--seeds", "0", "--quiet")
+    assert done.code == 0, done.err
+    assert " of 2)" in done.out
+    assert made.items() <= {path: path.read_bytes() for path in find(runs_home())}.items()
+    assert sum(bool(read(path).candidates) for path in find(runs_home())) == 1
+
+
+def test_tune_refuses_what_cannot_run(call: Call) -> None:
+    done = call("tune", "--dataset", "tiny", "--method", "ex2l", "--budget", "none")
+    assert (done.code, done.out) == (2, "")
+    assert "n/a" in done.err
