@@ -1,0 +1,79 @@
+"""Every suite of the package plans on the official formats, and every row of a reproduction takes a step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from formats.celeba import PACKAGINGS, draw_faces, draw_pictures
+from formats.idx import write_mnist
+from formats.spawrious import write_spawrious
+from formats.waterbirds import write_release
+from worstgroup.benchmark.home import data_home
+from worstgroup.benchmark.planning import Request, plan, read_suite, suite_names
+from worstgroup.benchmark.runner import run_spec
+
+REPRODUCTIONS = [name for name in suite_names() if name.startswith("repro/")]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for this file, with drawn stand-ins of the official files."""
+    return tmp_path_factory.mktemp("suites")
+
+
+@pytest.fixture(autouse=True)
+def official(home: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNIST, Waterbirds, CelebA and Spawrious lie where a user would put them."""
+    monkeypatch.setenv("WORSTGROUP_HOME", str(shared))
+    if data_home().exists():
+        return
+    write_mnist(data_home() / "mnist", 60, 30)
+    write_release(data_home() / "waterbirds")
+    write_spawrious(data_home() / "spawrious", 8)
+    faces = draw_faces()
+    PACKAGINGS["official"](data_home() / "celeba", faces, draw_pictures(shared / "pictures", faces.names))
+
+
+def small(request: Request) -> Request:
+    """The same row, with a network and pictures that take a step within a blink."""
+    settings = request.settings | {"recipe.epochs": "1"}
+    if not request.dataset.startswith("cmnist"):
+        settings["data.size"] = "48"
+    return replace(request, backbone="tiny_cnn", weights="none", seeds=request.seeds[:1], tuning=0, settings=settings)
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_suite_plans(name: str) -> None:
+    suite = read_suite(name)
+    requests = list(suite.requests())
+    made = plan(requests)
+    runs = [planned.spec for planned in [*made.runs, *made.searched()]]
+    assert all(runs), [planned.reason for planned in made.runs if planned.spec is None]
+    assert len(made.sweeps) == (len(requests) if suite.tuning else 0)
+    assert {run.protocol for run in runs if run} == {suite.protocol}
+    assert all(len(sweep.candidates) == suite.tuning for sweep in made.sweeps)
+    assert len({run.hash for run in runs if run}) == len(requests) * (suite.tuning or len(suite.seeds))
+
+
+@pytest.mark.parametrize("name", REPRODUCTIONS)
+def test_every_row_of_a_reproduction_takes_a_step(name: str) -> None:
+    requests = list(dict.fromkeys(map(str, map(small, read_suite(name).requests()))))
+    rows = {str(row): row for row in map(small, read_suite(name).requests())}
+    for planned in (made := plan([rows[key] for key in requests])).runs:
+        assert planned.spec is not None
+        record = run_spec(planned.spec, made.stores[planned.spec.block.dataset])
+        assert record.status == "finished", f"{planned.label}: {record.error}"
+
+
+def test_a_reproduction_takes_a_step_with_its_own_network_and_pictures() -> None:
+    request = next(
+        r for r in read_suite("repro/ex2l-main").requests() if (r.dataset, r.method) == ("waterbirds", "ex2l")
+    )
+    settings = request.settings | {"recipe.epochs": "1"}
+    made = plan([replace(request, weights="none", seeds=(42,), tuning=0, settings=settings)])
+    (planned,) = made.runs
+    assert planned.spec is not None
+    record = run_spec(planned.spec, made.stores[planned.spec.block.dataset])
+    assert record.status == "finished", record.error
+    assert record.cost is not None
+    assert (record.backbone, record.cost.stages["train"].n_updates) == ("resnet50", 1)
