@@ -1,7 +1,7 @@
 """GroupDRO: minimise the loss under exponentiated-gradient weights over groups."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,16 +13,18 @@ from ..benchmark.data import Batch
 from ..benchmark.engine import Objective
 from ..benchmark.errors import require
 from ..benchmark.registry import method
+from ..benchmark.search import Search
 from ..benchmark.task import Task
 
 
 @dataclass(frozen=True)
 class Config:
-    """`step_size` is eta; `adjustment` C adds C/sqrt(n_g) to every group's loss; `absent` groups keep their weight
-    and contribute no loss (`ignore`, as released) or are left out of the batch's weights (`renorm`)."""
+    """`step_size` is eta; `adjustment` C adds C/sqrt(n_g) to every group's loss. Groups that a batch lacks (`absent`)
+    count with a loss of 0 and their adjustment (`ignore`, as released), or are left out of the batch's loss, whose
+    weights are then renormalised (`renorm`)."""
 
-    step_size: float = 0.01
-    adjustment: float = 0.0
+    step_size: Annotated[float, Search("10^U(-3,-1)")] = 0.01
+    adjustment: Annotated[float, Search("{0,1,2,3,4,5}")] = 0.0
     absent: Literal["ignore", "renorm"] = "ignore"
 
     def __post_init__(self) -> None:
@@ -39,7 +41,11 @@ class Config:
 class GroupDRO(Objective[Config]):
     """Per batch: `q_g <- q_g exp(eta * loss_g)`, normalised, then the loss is `sum_g q_g loss_g` with the new q.
 
-    Deviation: the recipe is the block's, not the paper's strong weight decay; selection is the rung's.
+    Groups are drawn equally often, as in the paper (at random in SubpopBench). Deviations: the recipe is the block's,
+    not the paper's strong weight decay; selection is the rung's; a group without a train image has no weight (there it
+    keeps 1/G, which shrinks the loss); q is kept as a logarithm, so that a weight can return from what would round to
+    0. Of the released options, automatic adjustment is not included, because it fits on the losses of validation
+    groups, whose labels are there to select by, nor is `btl`, which is another objective: a CVaR over groups.
     """
 
     sampler = "uniform_group"
@@ -50,20 +56,20 @@ class GroupDRO(Objective[Config]):
         self.group = torch.from_numpy(groups.index).to(task.device)
         sizes = torch.from_numpy(groups.counts()).to(task.device)
         self.shift = self.config.adjustment / sizes.clamp(min=1).float().sqrt()
-        self.q = (sizes > 0).float() / (sizes > 0).sum()  # a group without images would only ever gain weight
+        self.log_q = torch.log_softmax((sizes > 0).float().log(), dim=0)  # -inf for a group without images, for good
 
     def loss(self, batch: Batch) -> Tensor:
         losses = F.cross_entropy(self.model(batch.x), batch.y, reduction="none")
-        group_loss, present = group_means(losses, self.group[batch.index], len(self.q))
-        self.q = updated(self.q, group_loss.detach() + self.shift, self.config.step_size)
-        weights = self.q * present / (self.q * present).sum() if self.config.absent == "renorm" else self.q
-        return (weights * (group_loss + self.shift)).sum()
+        group_loss, present = group_means(losses, self.group[batch.index], len(self.log_q))
+        self.log_q = updated(self.log_q, group_loss.detach() + self.shift, self.config.step_size)
+        counted = self.log_q if self.config.absent == "ignore" else self.log_q.masked_fill(~present, -torch.inf)
+        return (counted.softmax(dim=0) * (group_loss + self.shift)).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"q": self.q}
+        return {"log_q": self.log_q}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.q = state["q"].to(self.q.device)
+        self.log_q = state["log_q"].to(self.log_q.device)
 
 
 def group_means(losses: Tensor, group: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -73,6 +79,6 @@ def group_means(losses: Tensor, group: Tensor, num: int) -> tuple[Tensor, Tensor
     return total / count.clamp(min=1), count > 0
 
 
-def updated(q: Tensor, group_loss: Tensor, step_size: float) -> Tensor:
-    """Exponentiated-gradient step on the group weights (num,)."""
-    return torch.softmax(q.log() + step_size * group_loss, dim=0)
+def updated(log_q: Tensor, group_loss: Tensor, step_size: float) -> Tensor:
+    """Exponentiated-gradient step on the logarithms of the group weights (num,)."""
+    return torch.log_softmax(log_q + step_size * group_loss, dim=0)

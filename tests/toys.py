@@ -1,5 +1,6 @@
 """Small networks, images and tasks on which an objective can be tried, by hand or in the real engine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.spec import Recipe, derive_seed
 from worstgroup.benchmark.task import Task
 
+LOGITS = cast(Backbone, nn.Identity())
+"""A model whose logits are its input."""
 KINDS: tuple[GradCam, ...] = ("closed", "layernorm", "head")
 SIDE = 8
 NO_VAL: Labels = (np.zeros(0, np.int64), np.zeros((0, 1), np.int64))
@@ -66,6 +69,21 @@ def batch(task: Task, index: list[int] | None = None) -> Batch:
     """Random images with the labels of these (by default all) train images."""
     rows = torch.arange(task.size("train")) if index is None else torch.tensor(index)
     return Batch(images(task.size("train"))[rows], torch.from_numpy(task.y("train"))[rows], rows)
+
+
+def costing(losses: Sequence[float], y: Sequence[int], index: Sequence[int] | None = None) -> Batch:
+    """A batch for `LOGITS`: two logits for each image that give it this cross-entropy."""
+    label = torch.tensor(y)
+    other = torch.tensor(losses, dtype=torch.float64).expm1().log().float()
+    x = torch.zeros(len(y), 2).scatter_(1, 1 - label[:, None], other[:, None])
+    return Batch(x, label, torch.arange(len(y)) if index is None else torch.tensor(index))
+
+
+def on_logits(objective: Any, sizes: Sequence[int], policy: str = "", classes: int = 2) -> Any:
+    """The objective, set up for `LOGITS` on a train split with these group sizes (G,)."""
+    card = make_card(classes=classes)
+    objective.setup(make_task(split_of(sizes, card), NO_VAL, card=card, policy=policy), LOGITS)
+    return objective
 
 
 def train(objective: Objective[Any], task: Task, model: Backbone, recipe: Recipe, state: Path) -> StageCost:

@@ -39,6 +39,11 @@ class Expectation:
 
 # Keys are methods as typed on the command line; an empty budget is the method's native one.
 EXPECTED: dict[str, Expectation] = {
+    "bsoftmax": Expectation("Its classes are equally large, where it is ERM, bit for bit."),
+    "cbloss": Expectation(IMPROVES),
+    "cvardro": Expectation(
+        "Stripes are so noisy that the largest losses are those of images of all groups that nothing can classify."
+    ),
     "dann": Expectation(
         "Its environments differ in how many images of each class they hold, so features that hide the environment "
         "hide the class too; it is known to fail then."
@@ -48,13 +53,16 @@ EXPECTED: dict[str, Expectation] = {
     "dfr+exmap": Expectation(IMPROVES, dataset="planted:place"),
     "erm": Expectation("It is the reference."),
     "ex2l": Expectation(IMPROVES),
+    "focal": Expectation("It turns to uncertain images, which are those with noisy stripes in all groups."),
     "groupdro": Expectation(IMPROVES),
     "groupdro@pseudo": Expectation(IMPROVES, budget="val-20"),
     # lambda = n_majority / n_minority, which makes JTT a group weighting once its errors are the small groups
     "jtt": Expectation(IMPROVES, settings={"upweight": "9"}),
+    "ldam": Expectation("Its classes are equally large, so their margins are the same: nothing tells groups apart."),
     "lff": Expectation(IMPROVES),
     # It takes what ERM attends to for the core: the square would be kept, a tint of the rest is swapped.
     "mac": Expectation(IMPROVES, dataset="planted:tint"),
+    "mixup": Expectation("Mixtures agree with the shortcut as often as images do: it predicts both labels alike."),
     "resample": Expectation(IMPROVES),
     "reweight": Expectation(IMPROVES),
 }

@@ -1,7 +1,6 @@
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -9,40 +8,21 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import chisquare  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression
-from stubs import Labels, counts, ledger, make_card, make_spec, make_task, split_of
-from torch import Tensor, nn
+from stubs import Labels, ledger, make_card, make_spec, make_task, split_of
+from torch import Tensor
+from toys import LOGITS, NO_VAL
 from worstgroup.benchmark import metrics
 from worstgroup.benchmark.annotations import Groups, Held
-from worstgroup.benchmark.backbones import Backbone
 from worstgroup.benchmark.data import Batch, weighted
 from worstgroup.benchmark.engine import Objective
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.lab import Checkpoint
 from worstgroup.benchmark.spec import Recipe, derive_seed
 from worstgroup.benchmark.task import Predictor, Task
-from worstgroup.methods import dfr, groupdro, jtt, reweight
+from worstgroup.methods import dfr, groupdro, jtt
 from worstgroup.methods.blocks.balance import balanced_subset
 from worstgroup.methods.blocks.last_layer import Scaler, StandardisedLinear, fit_l1
 from worstgroup.methods.resample import ReSample
-
-LOGITS = cast(Backbone, nn.Identity())
-"""A model whose logits are its input."""
-NO_VAL: Labels = (np.zeros(0, np.int64), np.zeros((0, 1), np.int64))
-
-
-def batch(losses: Sequence[float], y: Sequence[int], index: Sequence[int] | None = None) -> Batch:
-    """Two logits for each image that give it this cross-entropy."""
-    label = torch.tensor(y)
-    other = torch.tensor(losses, dtype=torch.float64).expm1().log().float()
-    x = torch.zeros(len(y), 2).scatter_(1, 1 - label[:, None], other[:, None])
-    return Batch(x, label, torch.arange(len(y)) if index is None else torch.tensor(index))
-
-
-def objective(made: Any, sizes: Sequence[int], policy: str = "") -> Any:
-    """An objective set up on a train split with these group sizes (G,)."""
-    made.setup(make_task(split_of(sizes, make_card()), NO_VAL, policy=policy), LOGITS)
-    return made
-
 
 # ---------------------------------------------------------------------------------------------------------------- ERM
 
@@ -57,149 +37,6 @@ def test_zero_logits_cost_the_log_of_the_number_of_classes(k: int) -> None:
     assert loss.item() == pytest.approx(math.log(k))
     (gradient,) = torch.autograd.grad(loss, x)
     assert torch.allclose(gradient, (torch.full((6, k), 1 / k) - torch.eye(k)[y]) / 6)
-
-
-# ----------------------------------------------------------------------------------------------------------- GroupDRO
-
-
-def dro(sizes: Sequence[int] = (1, 0, 0, 1), **config: Any) -> groupdro.GroupDRO:
-    """GroupDRO on classes 0 and 1 (`@class`), so that there are two groups."""
-    made: groupdro.GroupDRO = objective(groupdro.GroupDRO(groupdro.Config(**config)), sizes, policy="class")
-    return made
-
-
-@pytest.mark.parametrize(
-    ("eta", "q", "loss"),
-    [
-        (math.log(2), (1 / 3, 2 / 3), 5 / 3),
-        (0.01, (0.4975, 0.5025), 1.5025),
-        (0.0, (0.5, 0.5), 1.5),
-        (1e4, (0.0, 1.0), 2.0),
-    ],
-)
-def test_groupdro_weighs_losses_one_and_two(eta: float, q: tuple[float, float], loss: float) -> None:
-    method = dro(step_size=eta)
-    assert method.loss(batch([1, 2], [0, 1])).item() == pytest.approx(loss, abs=5e-6)
-    assert method.q.tolist() == pytest.approx(q, abs=5e-6)
-
-
-def test_groupdro_takes_the_mean_loss_of_each_group() -> None:
-    method = dro((3, 0, 0, 1), step_size=0.0)
-    assert method.loss(batch([1, 2, 6, 5], [0, 0, 0, 1])).item() == pytest.approx((3 + 5) / 2)
-
-
-def test_groupdro_weights_have_no_gradient() -> None:
-    method = dro(step_size=1.0)
-    data = batch([1, 2], [0, 1])
-    data.x.requires_grad_()
-    (gradient,) = torch.autograd.grad(method.loss(data), data.x)
-    expected = method.q[:, None] * (data.x.softmax(1) - torch.eye(2)[data.y])
-    assert torch.allclose(gradient, expected)
-    assert not method.q.requires_grad
-
-
-def test_groupdro_repeats_the_update_over_steps() -> None:
-    method = dro(step_size=0.3)
-    losses = np.random.default_rng(0).uniform(0.1, 3, (20, 2))
-    for pair in losses:
-        method.loss(batch(pair, [0, 1]))
-    q = np.exp(0.3 * losses.sum(0))
-    assert method.q.tolist() == pytest.approx(q / q.sum(), abs=1e-5)
-
-
-def test_groupdro_at_eta_zero_on_balanced_classes_is_erm() -> None:
-    x = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
-    data = Batch(x, torch.arange(12) // 6, torch.arange(12))
-    assert torch.allclose(dro((3, 3, 3, 3), step_size=0.0).loss(data), nn.functional.cross_entropy(x, data.y))
-
-
-def test_groupdro_adjustment_is_added_to_each_group() -> None:
-    method = dro((4, 0, 0, 1), adjustment=1.0, step_size=0.0)
-    assert method.shift.tolist() == [0.5, 1.0]
-    assert method.loss(batch([1, 2], [0, 1], [0, 4])).item() == pytest.approx((1.5 + 3) / 2)
-
-
-def test_groupdro_adjustment_enters_the_weights() -> None:
-    method = dro((4, 0, 0, 1), adjustment=1.0, step_size=math.log(4))
-    method.loss(batch([1, 1], [0, 1], [0, 4]))
-    assert method.q.tolist() == pytest.approx([1 / 3, 2 / 3])
-
-
-@pytest.mark.parametrize(("absent", "loss"), [("ignore", 2 / 3), ("renorm", 1.0)])
-def test_groupdro_with_an_absent_group(absent: Literal["ignore", "renorm"], loss: float) -> None:
-    """q = (1/2 * 2, 1/2 * 1), normalised; the absent group's loss is 0."""
-    method = dro((2, 0, 0, 1), step_size=math.log(2), absent=absent)
-    assert method.loss(batch([1, 1], [0, 0])).item() == pytest.approx(loss)
-    assert method.q.tolist() == pytest.approx([2 / 3, 1 / 3])
-
-
-def test_groupdro_with_an_absent_group_and_an_adjustment_as_released() -> None:
-    method = dro((4, 0, 0, 1), adjustment=1.0, step_size=0.0)
-    assert method.loss(batch([1], [0])).item() == pytest.approx((1.5 + 1.0) / 2)
-    assert dro((4, 0, 0, 1), adjustment=1.0, step_size=0.0, absent="renorm").loss(
-        batch([1], [0])
-    ).item() == pytest.approx(1.5)
-
-
-def test_groupdro_gives_no_weight_to_a_group_that_train_lacks() -> None:
-    method = objective(groupdro.GroupDRO(groupdro.Config(adjustment=5.0, step_size=1.0)), (100, 0, 100, 100))
-    for _ in range(20):
-        method.loss(batch([1, 1, 1], [0, 1, 1], [0, 100, 200]))
-    assert method.q[1] <= 0.25
-
-
-def test_groupdro_state_survives_a_restart() -> None:
-    steps = [batch(pair, [0, 1]) for pair in ([1.0, 2.0], [0.5, 3.0], [2.0, 2.0])]
-    whole, first, second = (dro(step_size=0.5) for _ in range(3))
-    losses = [whole.loss(step).item() for step in steps]
-    first.loss(steps[0])
-    second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
-    assert [second.loss(step).item() for step in steps[1:]] == losses[1:]
-    assert torch.equal(second.q, whole.q)
-
-
-def test_groupdro_reads_the_group_of_an_image_by_its_index() -> None:
-    method = objective(groupdro.GroupDRO(groupdro.Config(step_size=0.0)), (2, 1, 1, 2))
-    method.loss(batch([1, 1], [0, 1], [2, 5]))
-    assert method.group.tolist() == [0, 0, 1, 2, 3, 3]
-    assert method.q.tolist() == [0.25] * 4
-
-
-# ----------------------------------------------------------------------------------------------------------- ReWeight
-
-
-@pytest.mark.parametrize(
-    ("sizes", "weights"),
-    [((3, 1), (0.5, 1.5)), ((5, 5), (1, 1)), ((3, 0, 1), (0.75, 0, 2.25)), ((1, 1, 1, 1), (1, 1, 1, 1))],
-)
-def test_inverse_frequencies(sizes: tuple[int, ...], weights: tuple[float, ...]) -> None:
-    """Empty groups get 0, but count in the factor G."""
-    assert reweight.inverse_frequency(counts(*sizes)).tolist() == pytest.approx(weights)
-
-
-def test_reweight_does_not_normalise_by_a_batch() -> None:
-    method = objective(reweight.ReWeight(cast(Any, None)), (3, 0, 0, 1), policy="class")
-    assert method.weights.tolist() == [0.5, 0.5, 0.5, 1.5]
-    assert method.loss(batch([1, 1], [0, 0])).item() == pytest.approx(0.5)
-    assert method.loss(batch([1, 2], [0, 1], [1, 3])).item() == pytest.approx((0.5 * 1 + 1.5 * 2) / 2)
-
-
-def test_reweight_of_equal_groups_is_erm() -> None:
-    method = objective(reweight.ReWeight(cast(Any, None)), (2, 2, 2, 2))
-    losses = [0.1, 2, 0.7, 1, 3, 0.2, 1.5, 0.4]
-    data = batch(losses, [0] * 4 + [1] * 4)
-    assert method.loss(data).item() == pytest.approx(np.mean(losses))
-
-
-@pytest.mark.parametrize(("sizes", "factor"), [((3, 1), 0.75), ((3498, 184, 56, 1057), None), ((7, 7, 7, 7), 1.0)])
-def test_expected_reweight_loss(sizes: tuple[int, ...], factor: float | None) -> None:
-    """`G^2 / (N sum 1/n_j)` times the group-balanced mean."""
-    n, groups = np.array(sizes), len(sizes)
-    mean_loss = np.random.default_rng(0).uniform(0.1, 2, groups)
-    expected = groups**2 / (n.sum() * (1 / n).sum())
-    assert factor is None or expected == pytest.approx(factor)
-    weights = reweight.inverse_frequency(n)
-    assert (n * weights * mean_loss).sum() / n.sum() == pytest.approx(expected * mean_loss.mean())
 
 
 # ----------------------------------------------------------------------------------------------------------- samplers
