@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -295,14 +296,52 @@ class Task:
             start = self.erm()
         if start is not None:
             model.load_state_dict(start.model.state_dict())
+        choice, trajectory = self._selected(objective, model, stage, recipe)
+        return Predictor(Checkpoint(model), choice, trajectory=trajectory)
+
+    def train_head(
+        self,
+        objective: engine.Objective[Any],
+        checkpoint: Checkpoint,
+        stage: str = "head",
+        *,
+        recipe: Recipe | None = None,
+        fresh: bool = False,
+    ) -> Predictor:
+        """Train the last layer alone on features that are computed once, and select its epoch by the rung's rule.
+
+        What the objective sees as images are features (B, d, 1, 1) of the evaluation transform, unscaled, and its model
+        is a linear one whose trunk and neck pass them on: no example passes through a trunk, none is augmented. The
+        head starts as the checkpoint's, or `fresh`, then with the same weights for all methods of the block.
+        """
+        head = checkpoint.model.head
+        model = Backbone("identity", nn.Identity(), nn.Flatten(1), deepcopy(head), grad_cam="closed").to(self.device)
+        if fresh:
+            with self.seeded("head"):
+                model.head = nn.Linear(head.in_features, head.out_features).to(self.device)
+        plain = replace(recipe or self.recipe, augment="none", precision="fp32", channels_last=False, compile=False)
+        pixels = {split: self._features(checkpoint, split) for split in get_args(Held)}
+        choice, trajectory = self._selected(objective, model, stage, plain, **pixels)
+        with self.stage(stage) as cost:
+            cost.n_head_fits += 1
+        return Predictor(checkpoint, choice, model.head.cpu(), trajectory)
+
+    def _features(self, checkpoint: Checkpoint, split: Held) -> Pixels:
+        """Features and labels of a split, as images of one pixel."""
+        features, y = self.features(checkpoint, split).numpy(), self._of(split).y.cpu().numpy()
+        return Pixels(features[:, None, None], y, (0.0,), (1.0,), self.device)
+
+    def _selected(
+        self, objective: engine.Objective[Any], model: Backbone, stage: str, recipe: Recipe | None, **pixels: Pixels
+    ) -> tuple[Choice, engine.Trajectory]:
+        """Train a model and leave its selected epoch in it, or in a second fit the epoch that the first one chose."""
         made = self._replay(stage)
         if made is not None:
-            trajectory = self._fit(objective, model, stage, recipe, stop=made.position)
-            return Predictor(Checkpoint(model), made.choice, trajectory=trajectory)
-        trajectory = self._fit(objective, model, stage, recipe, selector=self.selector())
+            return made.choice, self._fit(objective, model, stage, recipe, stop=made.position, **pixels)
+        trajectory = self._fit(objective, model, stage, recipe, selector=self.selector(), **pixels)
         choice = self._choice(trajectory.score, trajectory.step, len(trajectory.epochs))
         self.decisions.append(Decision(stage, trajectory.step, choice))
-        return Predictor(Checkpoint(model), choice, trajectory=trajectory)
+        return choice, trajectory
 
     def train_network(
         self, objective: engine.Objective[Any], model: Backbone, stage: str, *, recipe: Recipe | None = None
@@ -317,7 +356,7 @@ class Task:
         recipe, stage = recipe or self.recipe, self._prefix + stage
         objective.setup(self, model)
         state = work_folder(self.spec.hash) / f"{self._lab.claim(stage)}.pt"
-        training = self._lab.training(stage, state, train=self._of("train"), recipe=recipe, **options)
+        training = self._lab.training(stage, state, recipe=recipe, **({"train": self._of("train")} | options))
         return engine.fit(objective, model, objective.make_sampler(self, recipe), training)
 
     def _of(self, split: Held) -> Pixels:

@@ -41,6 +41,9 @@ class Expectation:
 EXPECTED: dict[str, Expectation] = {
     "bsoftmax": Expectation("Its classes are equally large, where it is ERM, bit for bit."),
     "cbloss": Expectation(IMPROVES),
+    "cnc": Expectation(IMPROVES),
+    # a rate for whole networks moves a new head too little in five epochs
+    "crt": Expectation(IMPROVES, settings={"lr": "0.015"}),
     "cvardro": Expectation(
         "Stripes are so noisy that the largest losses are those of images of all groups that nothing can classify."
     ),
@@ -60,6 +63,7 @@ EXPECTED: dict[str, Expectation] = {
     "jtt": Expectation(IMPROVES, settings={"upweight": "9"}),
     "ldam": Expectation("Its classes are equally large, so their margins are the same: nothing tells groups apart."),
     "lff": Expectation(IMPROVES),
+    "lisa": Expectation(IMPROVES),
     # It takes what ERM attends to for the core: the square would be kept, a tint of the rest is swapped.
     "mac": Expectation(IMPROVES, dataset="planted:tint"),
     "mixup": Expectation("Mixtures agree with the shortcut as often as images do: it predicts both labels alike."),

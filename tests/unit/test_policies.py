@@ -15,11 +15,15 @@ TABLE: dict[str, str] = {
     "jtt": FREE,
     "lff": FREE,
     "mac": FREE,
+    **dict.fromkeys(("bsoftmax", "cnc", "cvardro", "focal", "ldam", "mixup"), FREE),
     "dfr": "class class - - - carried carried",
     "groupdro": f"class class {TRAINS}",
     "resample": f"class class {TRAINS}",
     "reweight": f"class class {TRAINS}",
+    "cbloss": f"class class {TRAINS}",
+    "crt": f"class class {TRAINS}",
     "ex2l": f"n/a n/a {TRAINS}",
+    "lisa": f"n/a n/a {TRAINS}",
     "dann": f"erm erm {TRAINS}",
 }
 CASES = [(name, rung, tag) for name, row in TABLE.items() for rung, tag in zip(COLUMNS, row.split(), strict=True)]
