@@ -1,5 +1,6 @@
 """CRT: retrain the classifier of a frozen ERM, with every group equally likely."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -9,10 +10,15 @@ from ..benchmark.errors import require
 from ..benchmark.registry import NoConfig, method
 from ..benchmark.search import Search
 from ..benchmark.task import Predictor, Task
+from . import reweight
 from .resample import ReSample
 from .reweight import ReWeight
 
-VARIANTS: dict[str, type[Objective[Any]]] = {"resample": ReSample, "reweight": ReWeight, "vanilla": Objective}
+VARIANTS: dict[str, Callable[[], Objective[Any]]] = {
+    "resample": lambda: ReSample(NoConfig()),
+    "reweight": lambda: ReWeight(reweight.Config()),
+    "vanilla": lambda: Objective(None),
+}
 """What the classifier minimises."""
 
 
@@ -57,4 +63,4 @@ class CRT:
     def fit(self, task: Task) -> Predictor:
         """ERM, then its classifier anew."""
         recipe = replace(task.recipe, lr=self.config.lr or task.recipe.lr)
-        return task.train_head(VARIANTS[self.config.variant](NoConfig()), task.erm(), recipe=recipe, fresh=True)
+        return task.train_head(VARIANTS[self.config.variant](), task.erm(), recipe=recipe, fresh=True)

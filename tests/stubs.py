@@ -61,9 +61,19 @@ def split_of(counts: Sequence[int], card: Card) -> Labels:
 
 
 def make_task(
-    train: Labels, val: Labels, *, card: Card | None = None, budget: str = "train+val", policy: str = "", seed: int = 0
+    train: Labels,
+    val: Labels,
+    *,
+    card: Card | None = None,
+    budget: str = "train+val",
+    policy: str = "",
+    seed: int = 0,
+    env: dict[Held, NDArray[np.int64]] | None = None,
 ) -> Task:
-    """A real task over 1x1 black images; it cannot train. Its annotations are metered as in a run."""
+    """A real task over 1x1 black images; it cannot train. Its annotations are metered as in a run.
+
+    `env` has environments of the dataset's own by split; the card names them.
+    """
     card = card or make_card()
     labels: dict[Held, Labels] = {"train": train, "val": val}
     pixels = {
@@ -80,7 +90,7 @@ def make_task(
     )
     spec = make_spec(budget, policy, seed)
     y, a = ({split: pair[part] for split, pair in labels.items()} for part in (0, 1))
-    return Task(replace(spec), cast(Lab, lab), Annotations(card, y, a, spec.budget))
+    return Task(replace(spec), cast(Lab, lab), Annotations(card, y, a, spec.budget, env=env))
 
 
 def quiet(stage: str, epoch: int, epochs: int) -> None:

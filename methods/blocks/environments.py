@@ -1,5 +1,6 @@
 """Objectives over training environments: where an image comes from, and batches that hold all of them equally."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -40,8 +41,39 @@ def members(e: Tensor) -> list[Tensor]:
     return [(e == number).nonzero()[:, 0] for number in torch.unique(e[e >= 0])]
 
 
+def membership(e: Tensor, num: int) -> Tensor:
+    """Which images of a batch are of which of `num` environments, True or False (num, B).
+
+    Unlike `members` it does not wait for the device.
+    """
+    return e == torch.arange(num, device=e.device)[:, None]
+
+
 def environment_mean(losses: Tensor, e: Tensor) -> Tensor:
     """Mean over environments of their mean loss, of losses (B,); where an environment is unknown the plain mean."""
-    if (e < 0).any():
-        return losses.mean()
-    return torch.stack([losses[rows].mean() for rows in members(e)]).mean()
+    weights = torch.ones_like(losses) / (e == e[:, None]).sum(1)
+    return torch.where((e < 0).any(), losses.mean(), (weights * losses).sum() / weights.sum())
+
+
+def pair_mean(products: Tensor, present: Tensor) -> Tensor:
+    """Mean of `|v_e - v_e'|^2` over pairs of environments, given the inner products (num, num) of the v.
+
+    Pairs are made of those that are `present` (num,); without a pair it is 0.
+    """
+    squares = products.diag()
+    pairs = (present & present[:, None]).triu(1)
+    return (pairs * (squares + squares[:, None] - 2 * products)).sum() / pairs.sum().clamp(min=1)
+
+
+def environment_distance(distance: Callable[[Tensor, Tensor], Tensor], features: Tensor, e: Tensor, num: int) -> Tensor:
+    """`distance(features, membership)` of features (B, d), in float32 or wider whatever the precision of training.
+
+    Distances are small differences of large sums.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        return distance(wide(features), membership(e, num))
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float32, or what is wider."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

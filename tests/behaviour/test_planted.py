@@ -42,6 +42,8 @@ EXPECTED: dict[str, Expectation] = {
     "bsoftmax": Expectation("Its classes are equally large, where it is ERM, bit for bit."),
     "cbloss": Expectation(IMPROVES),
     "cnc": Expectation(IMPROVES),
+    # The largest weight of its search range, and that of WILDS: squares of features below 1 weigh little.
+    "coral": Expectation(IMPROVES, settings={"weight": "10"}),
     # a rate for whole networks moves a new head too little in five epochs
     "crt": Expectation(IMPROVES, settings={"lr": "0.015"}),
     "cvardro": Expectation(
@@ -59,6 +61,9 @@ EXPECTED: dict[str, Expectation] = {
     "focal": Expectation("It turns to uncertain images, which are those with noisy stripes in all groups."),
     "groupdro": Expectation(IMPROVES),
     "groupdro@pseudo": Expectation(IMPROVES, budget="val-20"),
+    # Between attributes the share of each class differs, so no classifier is invariant; between groups it is the
+    # environment-balanced batches that help, and the penalty, soon at full weight, must leave them their effect.
+    "irm": Expectation(IMPROVES, settings={"env": "group", "anneal_steps": "100"}),
     # lambda = n_majority / n_minority, which makes JTT a group weighting once its errors are the small groups
     "jtt": Expectation(IMPROVES, settings={"upweight": "9"}),
     "ldam": Expectation("Its classes are equally large, so their margins are the same: nothing tells groups apart."),
@@ -66,6 +71,8 @@ EXPECTED: dict[str, Expectation] = {
     "lisa": Expectation(IMPROVES),
     # It takes what ERM attends to for the core: the square would be kept, a tint of the rest is swapped.
     "mac": Expectation(IMPROVES, dataset="planted:tint"),
+    # Hiding the square's colour hides some of the class too, and still the worst group gains.
+    "mmd": Expectation(IMPROVES),
     "mixup": Expectation("Mixtures agree with the shortcut as often as images do: it predicts both labels alike."),
     "resample": Expectation(IMPROVES),
     "reweight": Expectation(IMPROVES),

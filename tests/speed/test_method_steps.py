@@ -19,7 +19,7 @@ from worstgroup.benchmark.registry import METHODS
 from worstgroup.benchmark.spec import Recipe
 
 PAIRS, SIZE, BATCH, STEPS = 9, 64, 32, 6
-STATED = {"groupdro": 1.05, "dann": 1.05, "lff": 2.1, "ex2l": 2.1}
+STATED = {"groupdro": 1.05, "irm": 1.05, "mmd": 1.05, "coral": 1.05, "dann": 1.05, "lff": 2.1, "ex2l": 2.1}
 CPU = torch.device("cpu")
 RECIPE = Recipe(optimizer="sgd", lr=1e-3, batch_size=BATCH, epochs=1)
 
@@ -47,6 +47,9 @@ class SpeedTask(SimpleNamespace):
 
     def groups(self, split):
         return self.attributes(split).groups(self.labels, 2)
+
+    def environments(self, definition):
+        return self.attributes("train").joint()
 
     def network(self, num_classes, purpose=""):
         return build_backbone("resnet18", num_classes=num_classes, image=(SIZE, SIZE))

@@ -17,9 +17,10 @@ from worstgroup.benchmark.budget import Budget, Requires
 from worstgroup.benchmark.data import Batch
 from worstgroup.benchmark.engine import Objective
 from worstgroup.benchmark.errors import UserError
-from worstgroup.benchmark.registry import METHODS, NoConfig
+from worstgroup.benchmark.registry import METHODS
 from worstgroup.benchmark.search import ranges
 from worstgroup.benchmark.task import Choice, Decision, Predictor, Task
+from worstgroup.methods import reweight
 from worstgroup.methods.crt import CRT, VARIANTS, Config
 from worstgroup.methods.reweight import ReWeight
 
@@ -194,7 +195,7 @@ def test_a_converged_head_is_weighted_logistic_regression() -> None:
     plain, epochs = tiny_task("crt"), 50
     last = [Decision("head", epochs, Choice("val-wga"))]
     task = Task(plain.spec, plain._lab, plain._annotations, replayed=last)
-    erm, objective = task.erm(), ReWeight(NoConfig())
+    erm, objective = task.erm(), ReWeight(reweight.Config())
     sgd = replace(task.recipe, optimizer="sgd", lr=1.0, momentum=0.7, weight_decay=0.1)
     recipe = replace(sgd, batch_size=TRAIN, epochs=epochs)
     head = head_of(task.train_head(objective, erm, recipe=recipe, fresh=True))
@@ -213,7 +214,7 @@ def test_it_is_a_fresh_head_under_the_variants_objective(variant: Any) -> None:
     task = tiny_task("crt")
     found = CRT(Config(variant)).fit(task)
     erm = task.erm()
-    expected = task.train_head(VARIANTS[variant](NoConfig()), erm, "expected", fresh=True)
+    expected = task.train_head(VARIANTS[variant](), erm, "expected", fresh=True)
     assert found.checkpoint.key == erm.key
     assert str(erm.key).endswith(f"/{EPOCHS}")  # after the last epoch: chosen by no label
     assert same(state_of(head_of(found)), state_of(head_of(expected)))
@@ -228,7 +229,7 @@ def test_variants_differ() -> None:
 
 def test_batches_are_group_balanced() -> None:
     task = tiny_task("crt")
-    objective = VARIANTS["resample"](NoConfig())
+    objective = VARIANTS["resample"]()
     draw = objective.make_sampler(task, task.recipe)
     drawn = torch.cat([index for epoch in range(40) for index in draw(torch.Generator().manual_seed(epoch))])
     share = np.bincount(task.groups("train").index[drawn], minlength=8) / len(drawn)

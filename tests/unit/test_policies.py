@@ -24,7 +24,8 @@ TABLE: dict[str, str] = {
     "crt": f"class class {TRAINS}",
     "ex2l": f"n/a n/a {TRAINS}",
     "lisa": f"n/a n/a {TRAINS}",
-    "dann": f"erm erm {TRAINS}",
+    "irm": f"n/a n/a {TRAINS}",
+    **dict.fromkeys(("dann", "cdann", "cdan", "mmd", "coral"), f"erm erm {TRAINS}"),
 }
 CASES = [(name, rung, tag) for name, row in TABLE.items() for rung, tag in zip(COLUMNS, row.split(), strict=True)]
 NOT_RERUN = "≡ erm: one environment, nothing to match; not rerun"
