@@ -36,16 +36,8 @@ class EnvironmentObjective(Objective[ConfigT]):
         return stratified(self.e.cpu(), recipe)
 
 
-def members(e: Tensor) -> list[Tensor]:
-    """Positions in a batch of the images of each environment that it holds, by its number; e (B,) may hold -1."""
-    return [(e == number).nonzero()[:, 0] for number in torch.unique(e[e >= 0])]
-
-
 def membership(e: Tensor, num: int) -> Tensor:
-    """Which images of a batch are of which of `num` environments, True or False (num, B).
-
-    Unlike `members` it does not wait for the device.
-    """
+    """Which images of a batch are of which of `num` environments, True or False (num, B); e (B,) may hold -1."""
     return e == torch.arange(num, device=e.device)[:, None]
 
 

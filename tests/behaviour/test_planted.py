@@ -41,6 +41,9 @@ class Expectation:
 EXPECTED: dict[str, Expectation] = {
     "bsoftmax": Expectation("Its classes are equally large, where it is ERM, bit for bit."),
     "cbloss": Expectation(IMPROVES),
+    # Its ramp takes 10,000 steps where nothing else is said, and a training here has 315.
+    "cdan": Expectation(IMPROVES, settings={"ramp_steps": "0"}),
+    "cdann": Expectation(IMPROVES),
     "cnc": Expectation(IMPROVES),
     # The largest weight of its search range, and that of WILDS: squares of features below 1 weigh little.
     "coral": Expectation(IMPROVES, settings={"weight": "10"}),

@@ -19,7 +19,17 @@ from worstgroup.benchmark.registry import METHODS
 from worstgroup.benchmark.spec import Recipe
 
 PAIRS, SIZE, BATCH, STEPS = 9, 64, 32, 6
-STATED = {"groupdro": 1.05, "irm": 1.05, "mmd": 1.05, "coral": 1.05, "dann": 1.05, "lff": 2.1, "ex2l": 2.1}
+STATED = {
+    "groupdro": 1.05,
+    "irm": 1.05,
+    "mmd": 1.05,
+    "coral": 1.05,
+    "dann": 1.05,
+    "cdann": 1.05,
+    "cdan": 1.1,
+    "lff": 2.1,
+    "ex2l": 2.1,
+}
 CPU = torch.device("cpu")
 RECIPE = Recipe(optimizer="sgd", lr=1e-3, batch_size=BATCH, epochs=1)
 

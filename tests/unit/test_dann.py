@@ -1,4 +1,4 @@
-"""DANN: two players in turn, each of whom moves only its own weights."""
+"""DANN: two players, in turn or at once, each of whom moves only its own weights."""
 
 import math
 from dataclasses import replace
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import plan_tiny
+from stubs import tiny_task
 from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import batch, net, run_tiny, same, state_of, toy_task, train
@@ -17,7 +18,8 @@ from worstgroup.benchmark.engine import Objective
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.spec import Recipe
 from worstgroup.benchmark.task import Task
-from worstgroup.methods.dann import DANN, Config, discriminator
+from worstgroup.methods.blocks.adversary import mlp, ramp, reverse
+from worstgroup.methods.dann import DANN, Config
 
 pytestmark = pytest.mark.usefixtures("tiny")
 SIZES = (3, 2, 1, 4)
@@ -42,9 +44,8 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 def constant(objective: DANN) -> None:
     """Let the discriminator say the same of everything."""
-    last = objective.discriminator[-1]
-    nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(objective.discriminator[-1].weight)  # type: ignore[index]
+    nn.init.zeros_(objective.discriminator[-1].bias)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(("names", "environments"), [(("background",), 2), (("background", "object"), 4)])
@@ -54,10 +55,23 @@ def test_a_constant_discriminator_confuses_nothing(names: tuple[str, ...], envir
     objective.setup(task, net())
     constant(objective)
     features = objective.model.features(batch(task).x)
-    adversary = objective.confusion(features, objective.e)
+    adversary = objective.confusion(features, objective.model.head(features), batch(task))
     assert adversary.item() == pytest.approx(math.log(environments))
     slopes = torch.autograd.grad(adversary, list(objective.model.trunk.parameters()))
     assert not any(slope.any() for slope in slopes)
+
+
+def test_one_environment_leaves_nothing_to_tell() -> None:
+    task = toy_task((3, 0, 4, 0))
+    objective = DANN(Config(impl="grl", grad_penalty=1.0))
+    objective.setup(task, net(norm=False))
+    objective.e, objective.num_envs = torch.zeros_like(objective.e), 1
+    objective.discriminator = objective.make_discriminator()
+    assert objective.discriminator_loss(batch(task)).item() == 0
+    optimizers = objective.optimizers(SGD)
+    for _ in range(2):
+        assert math.isfinite(objective.step(batch(task), optimizers))
+    assert all(value.isfinite().all() for value in state_of(objective.model).values())
 
 
 def test_the_two_losses() -> None:
@@ -183,12 +197,28 @@ def test_the_discriminator_learns_and_the_classifier_unlearns() -> None:
 # ------------------------------------------------------------------------------------------- images without environment
 
 
+def forget(objective: DANN, rows: list[int]) -> None:
+    """As under `@masked`: these images have no known environment."""
+    objective.e[rows] = -1
+    objective.masked = True
+
+
+def test_what_is_unknown_is_found_once() -> None:
+    """Where all is known no step has to look."""
+    assert not made()[0].masked
+    task = tiny_task("dann@masked", "val-20")
+    objective = DANN(Config())
+    objective.setup(task, task.network(task.num_classes, "test"))
+    assert objective.masked
+    assert (objective.e < 0).any()
+
+
 @pytest.mark.parametrize("grad_penalty", [0.0, 1.0])
 def test_unannotated_images_reach_no_discriminator(grad_penalty: float) -> None:
     objective, data = made(norm=False, grad_penalty=grad_penalty)
     known = torch.tensor([1, 2, 3, 6, 7, 8, 9])
     alone = objective.discriminator_loss(Batch(data.x[known], data.y[known], known)).item()
-    objective.e[[0, 4, 5]] = -1
+    forget(objective, [0, 4, 5])
     assert objective.discriminator_loss(data).item() == pytest.approx(alone)
     cross_entropy = F.cross_entropy(objective.model(data.x), data.y).item()
     assert objective.loss(data).item() == pytest.approx(cross_entropy - alone)
@@ -196,13 +226,125 @@ def test_unannotated_images_reach_no_discriminator(grad_penalty: float) -> None:
 
 def test_a_batch_without_annotated_images_works() -> None:
     objective, data = made()
-    objective.e[:] = -1
+    forget(objective, list(range(10)))
     optimizers = objective.optimizers(SGD)
     before = {name: weights(network) for name, network in objective.networks().items()}
     assert objective.step(data, optimizers).item() > 0  # the classes' cross-entropy
     assert objective.step(data, optimizers).item() == 0
     assert same(before["discriminator"], weights(objective.discriminator))
     assert not same(before["model"], weights(objective.model))
+
+
+@pytest.mark.parametrize("impl", ["alternating", "grl"])
+def test_it_runs_where_few_images_have_attributes(impl: str) -> None:
+    assert run_tiny("dann@masked", "val-20", dann__impl=impl).labels.n_train_a == 0
+
+
+# -------------------------------------------------------------------------------------------------------- both at once
+
+
+def slopes(loss: Tensor, module: nn.Module) -> dict[str, Tensor]:
+    """Gradients by parameter, zero where the loss does not depend on it."""
+    parameters = dict(module.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+    return {
+        name: torch.zeros_like(value) if slope is None else slope
+        for (name, value), slope in zip(parameters.items(), found, strict=True)
+    }
+
+
+def test_reversal_changes_no_bit_and_turns_the_gradient() -> None:
+    x = torch.tensor([1e-30, -3.7, 1e30, 0.0, 1 / 3], requires_grad=True)
+    assert torch.equal(reverse(x, 0.7), x)
+    (slope,) = torch.autograd.grad((reverse(x, 0.7) * torch.arange(5.0)).sum(), x)
+    torch.testing.assert_close(slope, -0.7 * torch.arange(5.0))
+
+
+@pytest.mark.parametrize("grad_penalty", [0.0, 2.0])
+def test_reversed_gradient(grad_penalty: float) -> None:
+    """The classifier gets -lambda times the gradient of what the discriminator minimises, which has the plain one."""
+    objective, data = made(norm=False, impl="grl", weight=0.3, grad_penalty=grad_penalty)
+    features = objective.model.features(data.x)
+    cross_entropy = F.cross_entropy(objective.model(data.x), data.y)
+    adversary = objective.confusion(features, objective.model.head(features), data)
+    loss = objective.loss(data)
+    assert loss.item() == pytest.approx((cross_entropy + adversary).item())
+    of_classes, ordinary = slopes(cross_entropy, objective.model), slopes(adversary, objective.model)
+    assert ordinary["trunk.0.weight"].abs().max() > 1e-4
+    for name, found in slopes(loss, objective.model).items():
+        torch.testing.assert_close(found, of_classes[name] - 0.3 * ordinary[name], rtol=1e-4, atol=1e-7)
+    expected = slopes(adversary, objective.discriminator)
+    for name, found in slopes(loss, objective.discriminator).items():
+        torch.testing.assert_close(found, expected[name])
+
+
+def test_both_forms_move_the_classifier_alike() -> None:
+    """A classifier's turn and a reversed step have the same gradient in it."""
+    turns, data = made(norm=False, weight=0.7)
+    at_once, _ = made(norm=False, weight=0.7, impl="grl")
+    a, b = (slopes(objective.loss(data), objective.model) for objective in (turns, at_once))
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name])
+
+
+def test_reversed_with_weight_zero_the_step_is_erms() -> None:
+    objective, data = made(weight=0.0, impl="grl")
+    erm: Objective[None] = Objective(None)
+    erm.setup(toy_task(SIZES), net())
+    untrained = state_of(objective.discriminator)
+    for method in (objective, erm):
+        optimizers = method.optimizers(SGD)
+        for _ in range(3):
+            method.step(data, optimizers)
+    assert same(state_of(objective.model), state_of(erm.model))
+    assert not same(untrained, state_of(objective.discriminator))  # which learns all the same
+
+
+def test_in_a_reversed_step_both_move() -> None:
+    objective, data = made(impl="grl", disc_steps=4)
+    optimizers = objective.optimizers(SGD)
+    for _ in range(2):
+        before = {name: weights(network) for name, network in objective.networks().items()}
+        objective.step(data, optimizers)
+        assert not any(same(before[name], weights(network)) for name, network in objective.networks().items())
+
+
+# ----------------------------------------------------------------------------------------------------------- the ramp
+
+
+def test_values_of_the_ramp() -> None:
+    assert ramp(0.0) == 0.0
+    assert ramp(0.1) == pytest.approx(math.tanh(0.5))
+    assert ramp(1.0) == ramp(7.0) == pytest.approx(0.99990920426)
+
+
+@pytest.mark.parametrize("impl", ["alternating", "grl"])
+def test_lambda_grows_over_the_training(impl: str) -> None:
+    """3 epochs of 3 batches: 10 images in fours."""
+    objective, data = made(impl=impl, weight=2.0, ramp=True)
+    recipe = replace(SGD, epochs=3)
+    objective.make_sampler(toy_task(SIZES), recipe)
+    assert objective.horizon == 9
+    optimizers, seen = objective.optimizers(recipe), []
+    for _ in range(4):
+        seen.append(objective.strength())
+        objective.step(data, optimizers)
+    assert seen == [2 * ramp(step / 9) for step in range(4)]
+    other, _ = made(impl=impl, weight=2.0, ramp=True)
+    other.load_state_dict(objective.state_dict())
+    other.make_sampler(toy_task(SIZES), recipe)
+    assert other.strength() == objective.strength() == 2 * ramp(4 / 9)
+
+
+def test_lambda_grows_over_as_many_steps_as_asked() -> None:
+    objective, _ = made(ramp=True, ramp_steps=50)
+    objective.make_sampler(toy_task(SIZES), SGD)
+    objective.steps = 20
+    assert objective.strength() == ramp(0.4)
+
+
+def test_without_a_ramp_lambda_is_constant() -> None:
+    assert made(weight=0.4)[0].strength() == made(weight=0.4, impl="grl")[0].strength() == 0.4
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
@@ -246,6 +388,13 @@ def test_half_of_the_passes_train_the_classifier() -> None:
     assert cost.n_updates == images * epochs // batch_size // 2
 
 
+def test_reversed_all_of_them_do() -> None:
+    record = run_tiny("dann", dann__impl="grl", dann__ramp="true")
+    assert record.cost is not None
+    cost = record.cost.scratch
+    assert (cost.n_fwd, cost.n_bwd, cost.n_fwd_nograd, cost.n_updates) == (192, 192, 0, 12)
+
+
 def test_a_gradient_penalty_costs_no_pass_through_the_trunk(tmp_path: Path) -> None:
     recipe = Recipe(batch_size=4, epochs=2)
     cost = train(DANN(Config(grad_penalty=1.0, disc_steps=3)), toy_task((4, 4, 4, 4)), net(), recipe, tmp_path)
@@ -256,7 +405,7 @@ def test_a_gradient_penalty_costs_no_pass_through_the_trunk(tmp_path: Path) -> N
 
 
 def test_layers_of_the_discriminator() -> None:
-    made = discriminator(6, 4, Config(width=16, depth=4, dropout=0.2))
+    made = mlp(6, 4, Config(width=16, depth=4, dropout=0.2))
     assert [tuple(layer.weight.shape) for layer in made if isinstance(layer, nn.Linear)] == [
         (16, 6),
         (16, 16),
@@ -299,6 +448,7 @@ def test_the_first_discriminator_is_the_same_in_every_run_and_disturbs_no_draw()
         ({"disc_weight_decay": -1.0}, "dann.disc_weight_decay must be at least 0"),
         ({"disc_steps": 0}, "dann.disc_steps must be at least 1, got 0"),
         ({"width": 0}, "dann.width must be at least 1"),
+        ({"ramp_steps": -1}, "dann.ramp_steps must be at least 0, got -1"),
         ({"disc_lr": 0.0}, "dann.disc_lr must be positive, got 0.0"),
         ({"depth": 1}, "dann.depth must be at least 2, got 1"),
         ({"beta1": 1.0}, r"dann.beta1 must be in \[0, 1\), got 1.0"),
