@@ -1,19 +1,24 @@
 """eX2L: a second network learns the shortcut, and the classifier is kept from looking where that one looks."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
+from ..benchmark.annotations import Attributes, Groups
 from ..benchmark.backbones import Backbone
 from ..benchmark.budget import Requires
 from ..benchmark.data import Batch
-from ..benchmark.engine import Objective
+from ..benchmark.engine import Objective, make_optimizer
 from ..benchmark.errors import require
 from ..benchmark.registry import method
-from ..benchmark.spec import Card
+from ..benchmark.search import Search
+from ..benchmark.spec import Card, Recipe
 from ..benchmark.task import Task
 from .blocks.grad_cam import grad_cam
 from .blocks.similarity import SIMILARITIES, MapNorm, similarity
@@ -26,6 +31,9 @@ FEWEST = 4
 class Config:
     """`similarity` S of the two maps: mae, mse, rmse, iou, kl, js, jsd, cosine, ncc, ssim or dice; `lambda1` weighs the
     confounder's loss, `lambda2` the similarity; `map_norm` normalises maps that S does not normalise itself.
+    `confounder_lr` and `confounder_weight_decay` replace the recipe's for the confounder (None: the recipe's).
+
+    `confounders`: one for the `joint` value of the granted attributes, or one for `each` of them, whose mean S counts.
 
     `gradient` of S reaches both trunks (`joint`), the classifier's alone (`label`), or none (`static`: the literal
     "detach the heatmap" of the paper, with which S cannot change anything; a control). `sampler` as in ReSample, or
@@ -33,17 +41,23 @@ class Config:
     """
 
     similarity: str = "mae"
-    lambda1: float = 1.0
-    lambda2: float = 1.0
+    lambda1: Annotated[float, Search("10^U(-1,2)")] = 1.0
+    lambda2: Annotated[float, Search("10^U(-1,2)")] = 1.0
+    confounder_lr: Annotated[float | None, Search("10^U(-1,1)", of="lr")] = None
+    confounder_weight_decay: Annotated[float | None, Search("10^U(-6,-2)")] = None
     map_norm: MapNorm = "max"
+    confounders: Literal["joint", "each"] = "joint"
     gradient: Literal["joint", "label", "static"] = "joint"
     sampler: Literal["uniform_group", "random"] = "uniform_group"
 
     def __post_init__(self) -> None:
         known = ", ".join(SIMILARITIES)
         require(self.similarity in SIMILARITIES, f"ex2l.similarity must be one of {known}, got {self.similarity!r}")
-        require(self.lambda1 >= 0, f"ex2l.lambda1 must be at least 0, got {self.lambda1}")
-        require(self.lambda2 >= 0, f"ex2l.lambda2 must be at least 0, got {self.lambda2}")
+        for name in ("lambda1", "lambda2", "confounder_weight_decay"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"ex2l.{name} must be at least 0, got {value}")
+        lr = self.confounder_lr
+        require(lr is None or lr > 0, f"ex2l.confounder_lr must be positive, got {lr}")
 
 
 @method(
@@ -53,13 +67,16 @@ class Config:
     config=Config,
 )
 class EX2L(Objective[Config]):
-    """`CE(y) + lambda1 CE_confounder(a) + lambda2 mean_b S(H_b, H'_b)`, with the Grad-CAM maps of y and a (eq. 2-4).
+    """`CE(y) + lambda1 sum_j CE_j(a_j) + lambda2 / k sum_j mean_b S(H_b, H_jb)`, with the Grad-CAM maps of y and a_j.
 
-    The weights of the maps carry no gradient, the maps do. The confounder is a second network of the same family on the
-    joint value of the granted attributes; under `@masked` it sees the annotated images only. Both train under the
-    block's recipe. Deviations: selection is the rung's; two-logit heads, whose margin gives the maps of the paper's
-    single logit; maps are normalised in the graph and compared at their own resolution (at least 4 pixels; 16 or more
-    are advisable). ReSample is this method with lambda2 = 0, bit for bit where the network has no dropout.
+    That is eq. 2-4 for k = 1. The weights of the maps carry no gradient, the maps do. A confounder is a second network
+    of the same family; under `@masked` it sees the images only whose attribute is annotated. ReSample is this method
+    with lambda2 = 0 or a `static` gradient, bit for bit: a confounder disturbs no draw of the classifier's dropout.
+
+    Deviations: several attributes (the paper has one); selection is the rung's, without early stopping; both networks
+    train under the block's recipe unless set otherwise (the paper searches a learning rate and a weight decay for
+    each); two-logit heads, whose margin gives the maps of the paper's single logit; maps are normalised in the graph
+    and compared at their own resolution (at least 4 pixels; 16 or more are advisable).
     """
 
     def __init__(self, config: Config) -> None:
@@ -81,29 +98,57 @@ class EX2L(Objective[Config]):
 
     def setup(self, task: Task, model: Backbone) -> None:
         super().setup(task, model)
-        joint = task.attributes("train").joint()
-        self.confounder = task.network(joint.num, "confounder")
-        self.a = torch.from_numpy(joint.index).to(task.device)
+        known = _confounding(task.attributes("train"), self.config.confounders)
+        names = [f"confounder{j or ''}" for j in range(len(known))]  # the first has the same weights in both readings
+        self.confounders = {name: task.network(a.num, name) for name, a in zip(names, known, strict=True)}
+        self.a = torch.from_numpy(np.stack([a.index for a in known])).to(task.device)
+        """What each confounder learns (k, n), -1 where it is unknown."""
+        self.complete = bool((self.a >= 0).all())
 
     def networks(self) -> dict[str, nn.Module]:
-        return {"model": self.model, "confounder": self.confounder}
+        return {"model": self.model, **self.confounders}
+
+    def optimizers(self, recipe: Recipe) -> dict[str, Optimizer]:
+        lr, decay = self.config.confounder_lr, self.config.confounder_weight_decay
+        decay = recipe.weight_decay if decay is None else decay
+        other = replace(recipe, lr=lr or recipe.lr, weight_decay=decay)
+        return {
+            name: make_optimizer(network.parameters(), recipe if name == "model" else other)
+            for name, network in self.networks().items()
+        }
 
     def loss(self, batch: Batch) -> Tensor:
+        config = self.config
         maps, logits = _parts(self.model, batch.x)
-        a = self.a[batch.index]
-        known = (a >= 0).nonzero()[:, 0]
         loss = F.cross_entropy(logits, batch.y)
-        if not len(known):
-            return loss
-        other_maps, other_logits = _parts(self.confounder, batch.x[known])
-        loss = loss + self.config.lambda1 * F.cross_entropy(other_logits, a[known])
-        u = grad_cam(self.model, maps, logits, batch.y)[known]
-        v = grad_cam(self.confounder, other_maps, other_logits, a[known])
-        if self.config.gradient != "joint":
-            v = v.detach()
-        if self.config.gradient == "static":
-            u = u.detach()
-        return loss + self.config.lambda2 * similarity(self.config.similarity, u, v, self.config.map_norm).mean()
+        with torch.set_grad_enabled(config.gradient != "static"):
+            heat = grad_cam(self.model, maps, logits, batch.y)
+        # Forked, so that a confounder's dropout leaves the classifier's next masks as they would be without it.
+        with torch.random.fork_rng(devices=[batch.x.device] if batch.x.is_cuda else []):
+            for confounder, x, u, a in self.annotated(batch, heat):
+                other_maps, other_logits = _parts(confounder, x)
+                with torch.set_grad_enabled(config.gradient == "joint"):
+                    v = grad_cam(confounder, other_maps, other_logits, a)
+                alike = similarity(config.similarity, u, v, config.map_norm).mean()
+                loss = loss + config.lambda1 * F.cross_entropy(other_logits, a)
+                loss = loss + config.lambda2 / len(self.confounders) * alike
+        return loss
+
+    def annotated(self, batch: Batch, heat: Tensor) -> Iterator[tuple[Backbone, Tensor, Tensor, Tensor]]:
+        """Each confounder with the images, label maps and attribute values (B', ...) that it can learn from, if any."""
+        for confounder, values in zip(self.confounders.values(), self.a, strict=True):
+            a = values[batch.index]
+            if self.complete:  # no copy of the images, no wait for the device
+                yield confounder, batch.x, heat, a
+            elif len(rows := (a >= 0).nonzero()[:, 0]):
+                yield confounder, batch.x[rows], heat[rows], a[rows]
+
+
+def _confounding(attributes: Attributes, confounders: Literal["joint", "each"]) -> list[Groups]:
+    """What the confounders learn: one value of every image for each of them."""
+    if confounders == "joint":
+        return [attributes.joint()]
+    return [Groups(column, size) for column, size in zip(attributes.values.T, attributes.sizes, strict=True)]
 
 
 def _parts(model: Backbone, x: Tensor) -> tuple[Tensor, Tensor]:

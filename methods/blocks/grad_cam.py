@@ -58,9 +58,10 @@ def xgrad_cam(model: Backbone, maps: Tensor, logits: Tensor, y: Tensor) -> Tenso
 def _gradient(maps: Tensor, logits: Tensor, direction: Tensor) -> Tensor:
     """d score / d maps (B, C, H, W) by a backward pass that ends at the maps and leaves every `.grad` alone.
 
-    It goes through the graph of `logits` itself, hence through the dropout masks of that very forward pass.
+    It goes through the graph of `logits` itself, hence through the dropout masks of that very forward pass; whether
+    gradients are enabled here does not matter.
     """
-    (gradient,) = torch.autograd.grad((direction * logits).sum(), maps, retain_graph=True)
+    (gradient,) = torch.autograd.grad(logits, maps, direction.to(logits), retain_graph=True)
     return _wide(gradient)
 
 

@@ -10,7 +10,9 @@ from formats.spawrious import write_spawrious
 from formats.waterbirds import write_release
 from worstgroup.benchmark.home import data_home
 from worstgroup.benchmark.planning import Request, plan, read_suite, suite_names
+from worstgroup.benchmark.registry import METHODS
 from worstgroup.benchmark.runner import run_spec
+from worstgroup.benchmark.spec import MethodName
 
 REPRODUCTIONS = [name for name in suite_names() if name.startswith("repro/")]
 
@@ -53,6 +55,11 @@ def test_every_suite_plans(name: str) -> None:
     assert {run.protocol for run in runs if run} == {suite.protocol}
     assert all(len(sweep.candidates) == suite.tuning for sweep in made.sweeps)
     assert len({run.hash for run in runs if run}) == len(requests) * (suite.tuning or len(suite.seeds))
+
+
+def test_the_suite_of_all_methods_has_all_of_them() -> None:
+    named = {MethodName.parse(request.method).host for request in read_suite("mini-all").requests()}
+    assert named == {name for name in METHODS if METHODS[name].cls.__module__.startswith("worstgroup.")}
 
 
 @pytest.mark.parametrize("name", REPRODUCTIONS)

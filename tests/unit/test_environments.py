@@ -18,7 +18,6 @@ from worstgroup.benchmark.task import Pool, Task
 from worstgroup.methods.blocks.environments import (
     environment_distance,
     environment_mean,
-    members,
     membership,
     pair_mean,
 )
@@ -107,7 +106,6 @@ def test_native_environments_are_refused_where_there_are_none(method: str, tiny:
 
 def test_members_of_the_environments_in_a_batch() -> None:
     e = torch.tensor([2, -1, 0, 2, 0])
-    assert [rows.tolist() for rows in members(e)] == [[2, 4], [0, 3]]
     assert membership(e, 4).nonzero().tolist() == [[0, 2], [0, 4], [2, 0], [2, 3]]
     assert not membership(torch.full((3,), -1), 2).any()
 

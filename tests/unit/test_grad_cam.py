@@ -16,7 +16,9 @@ SIDES = {"tiny_cnn": 32, "mnist_cnn:quarter": 12, "resnet18": 64, "convnext_tiny
 """Pixels that leave a map of several pixels; the others' sides are 64."""
 SMALL = {"closed": "tiny_cnn", "layernorm": "timm:test_convnext", "head": "timm:test_mambaout"}
 NAMES = [*SIDES, *(name for name in SMALL.values() if name not in SIDES)]
+LARGE = ("resnet50", "convnext_base")
 names = pytest.mark.parametrize("name", NAMES)
+and_large = pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 kinds = pytest.mark.parametrize("kind", SMALL)
 
 
@@ -72,7 +74,7 @@ def test_target_directions() -> None:
     assert target_direction(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
-@names
+@and_large
 @pytest.mark.parametrize("direction", [[[0, 0, 1], [0, 1, 0]], [[0.5, -2, 0], [1, 1, 1]]])
 def test_weights_are_autograds(name: str, direction: list[list[float]]) -> None:
     model, maps, logits = forward(name)
@@ -138,6 +140,15 @@ def test_gradients_reach_the_trunk_but_not_the_head(kind: str) -> None:
     assert head is None
     assert trunk.any()
     assert torch.autograd.grad(F.cross_entropy(logits, Y), model.head.weight)[0].any()  # the graph is still there
+
+
+@kinds
+def test_maps_without_a_graph_are_the_same(kind: str) -> None:
+    model, maps, logits = forward(SMALL[kind])
+    with torch.no_grad():
+        heat = grad_cam(model, maps, logits, Y)
+    assert not heat.requires_grad
+    assert torch.equal(heat, grad_cam(model, maps, logits, Y))
 
 
 @kinds
@@ -220,15 +231,18 @@ def test_xgrad_cam_of_two_classes_explains_one_logit() -> None:
 # --------------------------------------------------------------------------------------------------- pytorch-grad-cam
 
 
-@names
-@pytest.mark.parametrize("method", ["GradCAM", "XGradCAM"])
-def test_maps_agree_with_pytorch_grad_cam(name: str, method: str) -> None:
+@and_large
+@pytest.mark.parametrize(("method", "classes"), [("GradCAM", 3), ("GradCAM", 2), ("XGradCAM", 3)])
+def test_maps_agree_with_pytorch_grad_cam(name: str, method: str, classes: int) -> None:
+    """Of two classes, Grad-CAM explains the margin."""
     # Its plotting needs OpenCV, which some systems cannot load.
     package: Any = pytest.importorskip("pytorch_grad_cam", exc_type=ImportError)
-    model, maps, logits = forward(name)
-    x = images(name)
+    y = Y if classes == 3 else torch.tensor([0, 1])
+    model, x = built(name, classes), images(name)
+    maps = model.trunk(x)
+    margin = method == "GradCAM" and classes == 2
     with getattr(package, method)(model, [model.trunk]) as cam:
-        targets = [lambda output, y=y: output[y] for y in Y.tolist()]
+        targets = [lambda output, y=y: output[y] - margin * output[1 - y] for y in y.tolist()]
         cam(x, targets)
         (activations,), (slopes,) = (
             [part.numpy() for part in parts]
@@ -237,8 +251,10 @@ def test_maps_agree_with_pytorch_grad_cam(name: str, method: str) -> None:
         # Before it scales each map to [0, 1] and resizes it.
         raw = torch.from_numpy(cam.get_cam_image(x, model.trunk, targets, activations, slopes))
     model.zero_grad(set_to_none=True)
+    logits = model.head(model.neck(maps))
     if method == "GradCAM":
-        found, raw = grad_cam(model, maps, logits, Y).detach(), raw.relu()
+        found, raw = grad_cam(model, maps, logits, y).detach(), raw.relu()
     else:
-        found = xgrad_cam(model, maps, logits, Y)
+        found = xgrad_cam(model, maps, logits, y)
+    assert raw.any()
     assert (found - raw).norm() < 1e-5 * raw.norm()
