@@ -250,7 +250,8 @@ def plan(
     """
     problems: list[str] = []
     make = cache(lambda name, data: make_dataset(name, root, dict(data)))  # users' own data are read for their card
-    resolved = [(request, _resolve(request, make, problems)) for request in requests]
+    checked: set[tuple[Any, ...]] = set()
+    resolved = [(request, _resolve(request, make, checked, problems)) for request in requests]
     problems += _unused_settings([request for request, _ in resolved])
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -360,11 +361,15 @@ def _initial(request: Request, card: Card) -> str:
 
 
 def _resolve(
-    request: Request, make: Callable[[str, tuple[tuple[str, str], ...]], tuple[Dataset, Card]], problems: list[str]
+    request: Request,
+    make: Callable[[str, tuple[tuple[str, str], ...]], tuple[Dataset, Card]],
+    checked: set[tuple[Any, ...]],
+    problems: list[str],
 ) -> _Cell | None:
     """Look all names of a request up and apply its settings; what is wrong is added to `problems`.
 
-    `make` is `make_dataset`, given name and settings.
+    `make` is `make_dataset`, given name and settings; `checked` are methods and models that were tried together, which
+    for a large network takes a second.
     """
 
     def attempt(look: Callable[[], T]) -> T | None:
@@ -391,7 +396,9 @@ def _resolve(
         return None
     model = attempt(lambda: check_backbone(request.backbone or card.backbone, card, _initial(request, card)))
     for part in (entry, source):
-        if part and model and hasattr(part.cls, "check_model"):
+        pair = part, model and model.name, card.name
+        if part and model and hasattr(part.cls, "check_model") and pair not in checked:
+            checked.add(pair)
             attempt(partial(part.cls.check_model, model, card))
     borrowed = source or SOURCES[PSEUDO]
     changes = attempt(lambda: _split_settings(request.settings, name.host, borrowed.name))
