@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .benchmark.record import RunRecord
     from .benchmark.registry import backbone, dataset, method, source
     from .benchmark.runner import run
+    from .benchmark.search import Search
     from .benchmark.spec import Attribute, Card, Recipe, RunSpec
     from .benchmark.task import Predictor, Task
     from .leaderboard.verify import verify
@@ -28,6 +29,7 @@ _HOMES = {
     "Objective": "benchmark.engine",
     "UserError": "benchmark.errors",
     "RunRecord": "benchmark.record",
+    "Search": "benchmark.search",
     "backbone": "benchmark.registry",
     "dataset": "benchmark.registry",
     "method": "benchmark.registry",
@@ -57,6 +59,7 @@ __all__ = [
     "Requires",
     "RunRecord",
     "RunSpec",
+    "Search",
     "Split",
     "Splits",
     "Task",

@@ -161,9 +161,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _of_suite(suite: "Suite", dataset: str) -> "list[Request]":
-    """Requests of a suite, or those of one of its datasets."""
+    """Requests of a suite, or those of one of its datasets with its variants."""
     requests = list(suite.requests())
-    kept = [request for request in requests if dataset in ("", request.dataset)]
+    kept = [request for request in requests if f"{request.dataset}:".startswith(f"{dataset}:" if dataset else "")]
     if not kept:
         raise UnknownName("dataset of this suite", dataset, {request.dataset for request in requests})
     return kept

@@ -20,16 +20,18 @@ from ..benchmark.data import Batch
 from ..benchmark.engine import Objective
 from ..benchmark.errors import UserError
 from ..benchmark.registry import method
+from ..benchmark.search import Search
 from ..benchmark.task import Task"""
 
 OUTSIDE = """\
-from worstgroup import Batch, Objective, Requires, Task, UserError, method
+from worstgroup import Batch, Objective, Requires, Search, Task, UserError, method
 from worstgroup.benchmark.backbones import Backbone"""
 
 TEMPLATE = '''\
 """{name}: ERM with the loss of every image weighted by a power of its group's size."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ from torch.nn import functional as F
 class Config:
     """`power` p: an image in a group of n weighs 1/n^p; 0 is ERM, at 1 all groups weigh the same."""
 
-    power: float = 0.5
+    power: Annotated[float, Search("U(0,1)")] = 0.5  # its default, and what `worstgroup tune` draws it from
 
     def __post_init__(self) -> None:
         if not 0 <= self.power <= 1:

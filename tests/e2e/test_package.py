@@ -1,6 +1,7 @@
 """The built wheel works without the checkout, and the README tells the truth."""
 
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -83,12 +84,12 @@ def test_commands_of_the_readme_run(call: Call, home: Path, tmp_path: Path, monk
     write_folder(tmp_path / "my-pictures")
     write_npz(tmp_path / "features.npz")
     text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^(?:pip install \. && )?worstgroup ((?:run|show) .*)$", text, re.MULTILINE)
+    lines = re.findall(r"^(?:pip install \. && )?worstgroup ((?:run|show|tune) .*)$", text, re.MULTILINE)
     assert len(lines) >= 12
     for line in lines:
-        words = line.partition("#")[0].split()
+        words = shlex.split(line, comments=True)
         if not {"--plugin", "DIR"} & set(words):
-            rehearsal = ["--dry-run"] if words[0] == "run" and "--dry-run" not in words else []
+            rehearsal = {"run": ["--dry-run"], "tune": ["--set", "recipe.epochs=1", "--draws", "2"]}.get(words[0], [])
             done = call(*words, *rehearsal)
             assert done.code == 0, (line, done.err)
     assert (tmp_path / "waterbirds-custom.png").is_file()
