@@ -87,7 +87,7 @@ def make(method: str, budget: str = "", progress: Progress = _unheard) -> Made:
             raise ContractError(f"at budget {budget} it is n/a without a reason; see `Requires`")
         raise NotApplicable(planned.reason)
     record = runner.run_spec(planned.spec, made.stores[DATASET], progress)
-    if record.labels is None or record.cost is None:  # as in every failed run
+    if record.labels is None or record.cost is None or record.status == "failed":
         raise ContractError(f"the run at budget {planned.spec.budget} failed: {record.error}")
     arrays = read_predictions(record_path(runs_home(), planned.spec), record)
     return Made(record, record.labels, record.cost, arrays)

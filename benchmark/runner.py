@@ -61,14 +61,15 @@ def run_spec(
         done = finished(spec)
         if done is not None:
             return done
-        facts = _facts(spec, store.card, session)
+        facts, clock = _facts(spec, store.card, session), Clock(pick_device())
         try:
             facts["tuning"] = _tuning(path, spec)
-            result, packed = _adopted(facts, spec) or execute(spec, store, facts, progress)
+            result, packed = _adopted(facts, spec) or execute(spec, store, facts, clock, progress)
         except DiskError:
             raise
         except Exception as error:  # a method's bug must not end the suite
-            result, packed = RunRecord(**facts, status="failed", error=_explain(error)), None
+            failure = {"status": "failed", "error": _explain(error), "cost": _cost(clock)}
+            result, packed = RunRecord.model_validate(facts | failure), None
         record.write(path, result, packed)
         shutil.rmtree(work_folder(spec.hash), ignore_errors=True)
     return result
@@ -106,11 +107,11 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
-def execute(spec: RunSpec, store: Store, facts: dict[str, Any], progress: Progress) -> tuple[RunRecord, bytes]:
+def execute(
+    spec: RunSpec, store: Store, facts: dict[str, Any], clock: Clock, progress: Progress
+) -> tuple[RunRecord, bytes]:
     """Fit, then predict every split, then score; `facts` are the record's fields known beforehand."""
-    device = pick_device()
-    clock = Clock(device)
-    lab = Lab(spec.block, store, device, clock, progress)
+    lab = Lab(spec.block, store, clock.device, clock, progress)
     held: dict[Held, Split] = {"train": store.split("train"), "val": store.split("val")}
     y, a = ({name: getattr(split, part) for name, split in held.items()} for part in ("y", "a"))
     env = {name: split.env for name, split in held.items() if split.env is not None}
@@ -293,7 +294,7 @@ def _record(
         val_metrics=metrics.evaluate(*counts["val"], n_train, card.shape, card.attributes),
         train_metrics=metrics.evaluate(*counts["train"], n_train, card.shape, card.attributes),
         ci={"wga": metrics.wilson_interval(int(counts["test"][0][worst]), int(counts["test"][1][worst]))},
-        cost=record.Cost.model_validate(CostReport.of(clock).to_dict()),
+        cost=_cost(clock),
         predictions=record.PredictionFile(
             sha256=hashlib.sha256(packed).hexdigest(),
             labels_sha256={name: record.labels_hash(splits[name].y, splits[name].a) for name in SPLITS},
@@ -301,6 +302,10 @@ def _record(
         ),
     )
     return result, packed
+
+
+def _cost(clock: Clock) -> record.Cost:
+    return record.Cost.model_validate(CostReport.of(clock).to_dict())
 
 
 def _history(

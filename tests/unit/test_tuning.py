@@ -148,7 +148,17 @@ def test_where_every_draw_fails_the_cell_says_why(monkeypatch: pytest.MonkeyPatc
     assert "no draw of the search can be chosen" in cell.reason
 
 
-def test_a_failed_draw_is_passed_over() -> None:
+def test_a_draw_that_diverges_is_passed_over_and_billed() -> None:
+    candidates, finals, _ = decided(searched(ranges={"recipe.lr": "{1e30}"}))
+    assert [one.status for one in candidates] == ["finished", "failed", "failed"]
+    assert finals[0].tuning
+    assert finals[0].tuning.values[1:] == [None, None]
+    assert finals[0].draw == 0
+    costs = [one.cost.scratch.n_fwd for one in candidates if one.cost]
+    assert finals[0].tuning.cost.n_fwd == sum(costs) > costs[0]
+
+
+def test_the_first_of_the_best_is_taken() -> None:
     assert first_best([None, 0.5, 0.7, 0.7, None]) == 2
     assert first_best([None, None]) is None
     assert first_best([0.0]) == 0
