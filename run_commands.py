@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,6 +32,10 @@ Ranges = Annotated[
         help="Another search range: 10^U(-1,5), U(0,1) or {0,0.1} for METHOD.KEY, recipe.lr or recipe.weight_decay.",
     ),
 ]
+Prune = Annotated[
+    bool,
+    typer.Option("--prune", help="Give hopeless draws up early, by the median rule; one at a time; needs optuna."),
+]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the dataset (of embeddings: their file).")]
 Plugins = Annotated[
     list[Path], typer.Option("--plugin", help="A Python file that registers methods, datasets or backbones.")
@@ -56,6 +60,7 @@ def run(
         int | None, typer.Option(min=0, metavar="N", help="Search each method's settings first, over N draws.")
     ] = None,
     search: Ranges = [],  # noqa: B006
+    prune: Prune = False,
     root: Root = None,
     plugin: Plugins = [],  # noqa: B006
     jobs: Jobs = 0,
@@ -96,7 +101,7 @@ def run(
     if dry_run:
         _print_plan(made)
         return
-    made, records = _execute(made, quiet, jobs, threads, plugin)
+    made, records = _execute(made, quiet, jobs, threads, plugin, prune)
     _print_board(made, splits or (named is not None and named.splits))
     failed = sum(record.status == "failed" for record in records)
     if failed:
@@ -116,6 +121,7 @@ def tune(
     seed: Annotated[int, typer.Option(min=0, help="The seed that the candidates are run with.")] = 0,
     set_: Settings = [],  # noqa: B006
     search: Ranges = [],  # noqa: B006
+    prune: Prune = False,
     root: Root = None,
     plugin: Plugins = [],  # noqa: B006
     jobs: Jobs = 0,
@@ -137,8 +143,7 @@ def tune(
     for planned in made.runs:
         raise UserError(f"{planned.label}: n/a ({planned.reason})")
     (sweep,) = made.sweeps
-    _, records = _execute(replace(made, sweeps=[], runs=made.searched()), quiet, jobs, threads, plugin)
-    found = {record.run: record for record in records}
+    found = {record.run: record for record in _search(made, quiet, jobs, threads, plugin, prune)}
     print_tables([draws_table(sweep, found)])
     winner = sweep.chosen(found)[0]
     out.print(
@@ -190,20 +195,34 @@ def _plan(requests: "list[Request]", root: Path | None, strict: bool, quiet: boo
         return plan(requests, root, strict=strict, report=build)
 
 
-def _execute(plan: "Plan", quiet: bool, jobs: int, threads: int, plugins: list[Path]) -> "tuple[Plan, list[RunRecord]]":
+def _execute(
+    plan: "Plan", quiet: bool, jobs: int, threads: int, plugins: list[Path], prune: bool
+) -> "tuple[Plan, list[RunRecord]]":
     """Run a plan: its searches, then the plan that follows from them, returned with the records of its runs."""
     from .benchmark import executors
     from .console import RunReporter
 
-    workers = jobs or _default_jobs()
-    options: dict[str, Any] = {"jobs": workers, "threads": threads or cores() // _default_jobs(), "plugins": plugins}
-    with interruptible():
-        if plan.sweeps:
-            with RunReporter(err, quiet) as reporter:
-                searched = executors.run_plan(replace(plan, runs=plan.searched()), reporter, **options)
-            plan = plan.decided({record.run: record for record in searched})
-        with RunReporter(err, quiet) as reporter:
-            return plan, executors.run_plan(plan, reporter, **options)
+    if plan.sweeps:
+        searched = _search(plan, quiet, jobs, threads, plugins, prune)
+        plan = plan.decided({record.run: record for record in searched})
+    with interruptible(), RunReporter(err, quiet) as reporter:
+        return plan, executors.run_plan(plan, reporter, **_workers(jobs, threads), plugins=plugins)
+
+
+def _search(plan: "Plan", quiet: bool, jobs: int, threads: int, plugins: list[Path], prune: bool) -> "list[RunRecord]":
+    """Records of the candidates of a plan's searches."""
+    from .benchmark import executors, pruning
+    from .console import RunReporter
+
+    workers = _workers(jobs, threads)
+    with interruptible(), RunReporter(err, quiet) as reporter:
+        if prune:
+            return pruning.run_searches(plan, reporter, threads=workers["threads"])
+        return executors.run_plan(replace(plan, runs=plan.searched()), reporter, **workers, plugins=plugins)
+
+
+def _workers(jobs: int, threads: int) -> dict[str, int]:
+    return {"jobs": jobs or _default_jobs(), "threads": threads or cores() // _default_jobs()}
 
 
 def _default_jobs() -> int:

@@ -147,7 +147,8 @@ class Training:
     """Everything a training needs beside its objective: data, recipe, seeds, clock, places, progress.
 
     It ends after `stop` epochs of the recipe's schedule, or when its patience is over. Without `val` nothing is
-    evaluated. `selector` picks the epoch (None keeps the last); `keep` is called with (epoch, model) after every epoch.
+    evaluated. `selector` picks the epoch (None keeps the last); `keep` is called with (epoch, model) after every epoch,
+    `watch` with the epoch's selection value, if it has one: it may raise, to give the training up.
     """
 
     train: Pixels
@@ -161,6 +162,7 @@ class Training:
     selector: Selector | None = None
     keep: Callable[[int, nn.Module], None] | None = None
     progress: Callable[[str, int, int], None] = lambda stage, epoch, epochs: None
+    watch: Callable[[float], None] = lambda value: None
 
 
 def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training: Training) -> Trajectory:
@@ -203,11 +205,14 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
             billed = asdict(cost + others)
             with clock.off():
                 trajectory.epochs.append(_evaluate(model, training, torch.stack(losses).mean().item()))
-                best = _select(trajectory, training.selector, model, best)
+                score = training.selector(trajectory.epochs[-1].predictions) if training.selector else None
+                best = _select(trajectory, score, model, best)
                 if training.keep is not None:
                     training.keep(epoch, model)
                 _save(training, players, trajectory, best, billed)
                 training.progress(training.stage, epoch, training.stop)
+                if score is not None:
+                    training.watch(score[0])
     model.load_state_dict(best)
     return trajectory
 
@@ -264,10 +269,9 @@ def _evaluate(model: "Backbone", training: Training, train_loss: float) -> Epoch
 
 
 def _select(
-    trajectory: Trajectory, selector: Selector | None, model: nn.Module, best: dict[str, Tensor]
+    trajectory: Trajectory, score: Score | None, model: nn.Module, best: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Weights to keep after the newest epoch; a later epoch must be strictly better."""
-    score = selector(trajectory.epochs[-1].predictions) if selector is not None else None
+    """Weights to keep after the newest epoch, which has this score; a later epoch must be strictly better."""
     if score is not None and trajectory.score is not None and score <= trajectory.score:
         return best
     trajectory.step, trajectory.score = len(trajectory.epochs), score

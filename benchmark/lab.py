@@ -32,6 +32,8 @@ from .store import Store
 
 Progress = Callable[[str, int, int], None]
 """Told (stage, epoch, epochs) after every epoch."""
+Watch = Callable[[float], None]
+"""Told the selection value after every epoch of a training that one is selected in; it may raise."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -46,8 +48,17 @@ class Checkpoint:
 class Lab:
     """Everything that the runs of one block are made with, under one run's clock."""
 
-    def __init__(self, block: Block, store: Store, device: torch.device, clock: Clock, progress: Progress) -> None:
-        self.block, self.store, self.device, self.clock, self.progress = block, store, device, clock, progress
+    def __init__(
+        self,
+        block: Block,
+        store: Store,
+        device: torch.device,
+        clock: Clock,
+        progress: Progress,
+        watch: Watch = lambda value: None,
+    ) -> None:
+        self.block, self.store, self.device, self.clock = block, store, device, clock
+        self.progress, self.watch = progress, watch
         self.recipe = block.recipe
         self.test_is_open = False
         self._claimed: list[Counter[str]] = [Counter()]
@@ -128,6 +139,7 @@ class Lab:
             clock=self.clock,
             state=state,
             progress=self.progress,
+            watch=self.watch,
         )
 
     def erm(self) -> Artifact:

@@ -142,11 +142,12 @@ class Cost(_Part):
 
 
 class Tuning(_Part):
-    """The search that a run's settings come from: the selection value of each draw (None: it failed), and the sum of
-    what all draws cost from scratch.
+    """The search that a run's settings come from: the selection value of each draw (None: it failed), the draws that
+    were given up before their end, and the sum of what all draws cost from scratch.
     """
 
     values: list[float | None]
+    pruned: list[Count] = []
     cost: Stage
 
 

@@ -22,7 +22,7 @@ from .artifacts import work_folder
 from .cost import Clock, CostReport, StageCost
 from .errors import DiskError, NonFiniteLoss, UserError, require
 from .home import lock, runs_home
-from .lab import Lab, Progress
+from .lab import Lab, Progress, Watch
 from .planning import Request, plan
 from .record import Arrays, RunRecord
 from .registry import METHODS, SOURCES
@@ -30,6 +30,7 @@ from .selection import Selector
 from .spec import SPLITS, Card, RunSpec, SplitName, derive_seed
 from .store import Split, Store
 from .task import Pool, Predictor, Task
+from .tuning import was_pruned
 
 SESSION = secrets.token_hex(6)
 """Identifies this invocation: costs are compared within one."""
@@ -50,7 +51,11 @@ def finished(spec: RunSpec, runs: Path | None = None) -> RunRecord | None:
 
 
 def run_spec(
-    spec: RunSpec, store: Store, progress: Progress = lambda stage, epoch, epochs: None, session: str = SESSION
+    spec: RunSpec,
+    store: Store,
+    progress: Progress = lambda stage, epoch, epochs: None,
+    session: str = SESSION,
+    watch: Watch = lambda value: None,
 ) -> RunRecord:
     """Make one run and write its record; a second process that wants the same run waits and reads it.
 
@@ -64,7 +69,7 @@ def run_spec(
         facts, clock = _facts(spec, store.card, session), Clock(pick_device())
         try:
             facts["tuning"] = _tuning(path, spec)
-            result, packed = _adopted(facts, spec) or execute(spec, store, facts, clock, progress)
+            result, packed = _adopted(facts, spec) or execute(spec, store, facts, clock, progress, watch)
         except DiskError:
             raise
         except Exception as error:  # a method's bug must not end the suite
@@ -85,7 +90,9 @@ def _tuning(path: Path, spec: RunSpec) -> record.Tuning | None:
     made = [record.read(place) for _, place in found if place is not None]
     costs = [StageCost(**one.cost.scratch.model_dump()) for one in made if one.cost]
     cost = record.Stage(**asdict(StageCost.total(costs)))
-    return record.Tuning(values=[one.selection.value if one.selection else None for one in made], cost=cost)
+    pruned = [draw for draw, one in enumerate(made) if was_pruned(one)]
+    values = [one.selection.value if one.selection else None for one in made]
+    return record.Tuning(values=values, pruned=pruned, cost=cost)
 
 
 def _adopted(facts: dict[str, Any], spec: RunSpec) -> tuple[RunRecord, bytes] | None:
@@ -108,10 +115,10 @@ def _explain(error: Exception) -> str:
 
 
 def execute(
-    spec: RunSpec, store: Store, facts: dict[str, Any], clock: Clock, progress: Progress
+    spec: RunSpec, store: Store, facts: dict[str, Any], clock: Clock, progress: Progress, watch: Watch
 ) -> tuple[RunRecord, bytes]:
     """Fit, then predict every split, then score; `facts` are the record's fields known beforehand."""
-    lab = Lab(spec.block, store, clock.device, clock, progress)
+    lab = Lab(spec.block, store, clock.device, clock, progress, watch)
     held: dict[Held, Split] = {"train": store.split("train"), "val": store.split("val")}
     y, a = ({name: getattr(split, part) for name, split in held.items()} for part in ("y", "a"))
     env = {name: split.env for name, split in held.items() if split.env is not None}

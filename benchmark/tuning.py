@@ -14,6 +14,7 @@ from .search import RECIPE, Search, draw
 from .spec import Recipe, RunSpec, override
 
 Settings = tuple[tuple[str, Any], ...]
+GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,18 @@ class Space:
         if problems:
             raise UserError(f"draw {number}: {'; '.join(problems)}; give a narrower range with --search")
         return drawn
+
+
+class Pruned(UserError):
+    """A draw was given up before its end."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{GIVEN_UP} {reason}")
+
+
+def was_pruned(record: RunRecord) -> bool:
+    """Whether a draw's record says that it was given up."""
+    return record.status == "failed" and record.error.startswith(GIVEN_UP)
 
 
 def frozen(config: Any) -> Settings:
