@@ -53,14 +53,16 @@ class Search:
         return f"{self.text} x recipe.{self.of}" if self.of else self.text
 
     def draw(self, rng: np.random.Generator, recipe: Recipe, *, whole: bool = False) -> str:
-        """A value as text, as `--set` would take it; `whole` rounds it down to a whole number."""
+        """A value as text, as `--set` would take it; `whole` rounds it down (a factor to 1 at least)."""
         if isinstance(self._parsed[0], str):
             return str(self._parsed[rng.integers(len(self._parsed))])
         base, low, high = self._parsed
         value = rng.uniform(low, high)
         value = base**value if base else value
         value *= getattr(recipe, self.of) if self.of else 1
-        return str(math.floor(value)) if whole else f"{value:.{DIGITS}g}"
+        if whole:
+            return str(max(1, math.floor(value)) if self.of else math.floor(value))  # of 3 epochs 0.2 are none
+        return f"{value:.{DIGITS}g}"
 
 
 RECIPE = {"lr": Search("10^U(-1,1)", of="lr"), "weight_decay": Search("10^U(-2,1)", of="weight_decay")}

@@ -13,7 +13,7 @@ from ..benchmark.environments import EnvConfig
 from ..benchmark.errors import require
 from ..benchmark.registry import method
 from ..benchmark.search import Search
-from .blocks.environments import EnvironmentObjective, environment_distance, environment_mean, pair_mean
+from .blocks.environments import EnvironmentObjective, environment_distance, pair_mean
 
 Variant = Literal["domainbed", "deep"]
 
@@ -51,7 +51,7 @@ class CORAL(EnvironmentObjective[Config]):
         features, e = self.model.features(batch.x), self.e[batch.index]
         losses = F.cross_entropy(self.model.head(features), batch.y, reduction="none")
         distance = environment_distance(partial(coral, variant=self.config.variant), features, e, self.num_envs)
-        return environment_mean(losses, e) + self.config.weight * distance
+        return self.risk(losses, batch.index) + self.config.weight * distance
 
 
 def coral(features: Tensor, member: Tensor, variant: Variant = "domainbed") -> Tensor:

@@ -15,7 +15,7 @@ from ..benchmark.errors import require
 from ..benchmark.registry import method
 from ..benchmark.search import Search
 from ..benchmark.task import Task
-from .blocks.environments import EnvironmentObjective, environment_mean, membership, wide
+from .blocks.environments import EnvironmentObjective, membership, wide
 
 Estimator = Literal["split", "full"]
 
@@ -64,7 +64,7 @@ class IRM(EnvironmentObjective[Config]):
 
     def loss(self, batch: Batch) -> Tensor:
         logits, e = self.model(batch.x), self.e[batch.index]
-        risk = environment_mean(F.cross_entropy(logits, batch.y, reduction="none"), e)
+        risk = self.risk(F.cross_entropy(logits, batch.y, reduction="none"), batch.index)
         weight = self.config.weight if self.steps >= self.config.anneal_steps else 1.0
         return risk + weight * penalty(slopes(logits, batch.y), membership(e, self.num_envs), self.config.estimator)
 

@@ -78,7 +78,6 @@ class AdversarialObjective(EnvironmentObjective[ConfigT]):
 
     def setup(self, task: Task, model: Backbone) -> None:
         super().setup(task, model)
-        self.masked = bool((self.e < 0).any())
         with task.seeded("discriminator"):
             self.discriminator = self.make_discriminator().to(task.device)
         self.steps = 0

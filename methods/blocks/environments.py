@@ -28,9 +28,16 @@ class EnvironmentObjective(Objective[ConfigT]):
         super().setup(task, model)
         environments = task.environments(self.config.env)
         self.e, self.num_envs = torch.from_numpy(environments.index).to(task.device), environments.num
+        self.masked = bool((self.e < 0).any())
+
+    def risk(self, losses: Tensor, index: Tensor) -> Tensor:
+        """Mean over environments of their mean loss, of the losses (B,) of images `index`; where the environments of
+        some images are unknown the plain mean of all.
+        """
+        return losses.mean() if self.masked else environment_mean(losses, self.e[index])
 
     def make_sampler(self, task: Task, recipe: Recipe) -> Sampler:
-        if (self.e < 0).any():
+        if self.masked:
             self.sampler = "class"
             return super().make_sampler(task, recipe)
         return stratified(self.e.cpu(), recipe)
@@ -42,9 +49,9 @@ def membership(e: Tensor, num: int) -> Tensor:
 
 
 def environment_mean(losses: Tensor, e: Tensor) -> Tensor:
-    """Mean over environments of their mean loss, of losses (B,); where an environment is unknown the plain mean."""
-    weights = torch.ones_like(losses) / (e == e[:, None]).sum(1)
-    return torch.where((e < 0).any(), losses.mean(), (weights * losses).sum() / weights.sum())
+    """Mean over the environments e (B,) in a batch of their mean loss, of losses (B,)."""
+    weights = 1 / (e == e[:, None]).sum(1).to(losses)
+    return (weights * losses).sum() / weights.sum()
 
 
 def pair_mean(products: Tensor, present: Tensor) -> Tensor:

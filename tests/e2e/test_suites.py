@@ -1,5 +1,6 @@
 """Every suite of the package plans on the official formats, and every row of a reproduction takes a step."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,17 @@ from worstgroup.benchmark.home import data_home
 from worstgroup.benchmark.planning import Request, plan, read_suite, suite_names
 from worstgroup.benchmark.registry import DATASETS, METHODS
 from worstgroup.benchmark.runner import run_spec
+from worstgroup.benchmark.search import ranges
 from worstgroup.benchmark.spec import MethodName
 
 REPRODUCTIONS = [name for name in suite_names() if name.startswith("repro/")]
+TABLE_6 = {
+    *("irm.weight", "irm.anneal_steps", "mmd.weight", "coral.weight", "groupdro.step_size", "recipe.lr"),
+    *("ex2l.lambda1", "ex2l.lambda2", "ex2l.confounder_lr", "ex2l.confounder_weight_decay", "recipe.weight_decay"),
+    *("dann.weight", "dann.disc_lr", "dann.disc_weight_decay", "dann.disc_steps", "dann.grad_penalty"),
+    *("cdann.weight", "cdann.disc_lr", "cdann.disc_weight_decay", "cdann.disc_steps", "cdann.grad_penalty"),
+}
+"""What eX2L searches."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +77,25 @@ def test_every_suite_plans(name: str) -> None:
     assert {run.protocol for run in runs if run} == {suite.protocol}
     assert all(len(sweep.candidates) == suite.tuning for sweep in made.sweeps)
     assert len({run.hash for run in runs if run}) == len(requests) * (suite.tuning or len(suite.seeds))
+
+
+@pytest.mark.parametrize("name", REPRODUCTIONS)
+def test_a_reproduction_searches_what_the_paper_did(name: str) -> None:
+    for request in read_suite(name).requests():
+        if not request.tuning:
+            continue
+        own = {f"{request.method}.{key}": search.text for key, search in ranges(METHODS[request.method].config).items()}
+        searched = {key for key, text in (own | request.ranges).items() if re.search("[U,]", text)}
+        assert searched <= TABLE_6
+
+
+@pytest.mark.parametrize("name", [name for name in suite_names() if not re.match("mini|repro/ex2l-cost", name)])
+def test_ex2l_stands_beside_its_controls(name: str) -> None:
+    """On every dataset and network the sampler alone, and maps that cannot change anything."""
+    requests = list(read_suite(name).requests())
+    rows = {(r.dataset, r.backbone, r.method, r.settings.get("ex2l.gradient")) for r in requests}
+    for place in {(r.dataset, r.backbone) for r in requests if r.method == "ex2l"}:
+        assert {(*place, "erm", None), (*place, "resample", None), (*place, "ex2l", "static")} <= rows
 
 
 def test_the_suite_of_all_methods_has_all_of_them() -> None:

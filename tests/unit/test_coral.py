@@ -154,7 +154,7 @@ def test_unannotated_images_have_a_risk_but_no_moments(variant: Variant) -> None
     objective, data = made(weight=20.0, variant=variant)
     h = objective.model.features(data.x)
     distance = pairwise(h[[1, 2]], h[[3, 6, 7, 8, 9]], variant)
-    objective.e[[0, 4, 5]] = -1
+    objective.e[[0, 4, 5]], objective.masked = -1, True
     erm = F.cross_entropy(objective.model(data.x), data.y)
     torch.testing.assert_close(objective.loss(data), erm + 20 * distance)
     objective.e[:] = -1

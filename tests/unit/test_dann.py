@@ -355,7 +355,7 @@ def environments(task: Task, recipe: Recipe, unknown: int = 0) -> list[list[int]
     objective = DANN(Config())
     objective.setup(task, net())
     e = objective.e.clone()
-    objective.e[:unknown] = -1
+    objective.e[:unknown], objective.masked = -1, bool(unknown)
     batches = objective.make_sampler(task, recipe)(torch.Generator().manual_seed(0))
     assert sum(map(len, batches)) == task.size("train")
     return [e[index].bincount(minlength=2).tolist() for index in batches]

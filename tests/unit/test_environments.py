@@ -118,10 +118,9 @@ def test_every_environment_weighs_the_same() -> None:
     assert gradient.tolist() == pytest.approx([1 / 9, 1 / 9, 1 / 9, 1 / 3, 1 / 3], abs=1e-15)
 
 
-@pytest.mark.parametrize("e", [[0, 0, 1, -1], [-1] * 4, [2] * 4])
-def test_the_plain_mean_where_an_environment_is_unknown_or_alone(e: list[int]) -> None:
+def test_the_plain_mean_where_an_environment_is_alone() -> None:
     losses = torch.tensor([1.0, 2.0, 3.0, 10.0], requires_grad=True)
-    mean = environment_mean(losses, torch.tensor(e))
+    mean = environment_mean(losses, torch.tensor([2] * 4))
     assert mean.item() == 4.0
     assert torch.autograd.grad(mean, losses)[0].tolist() == [0.25] * 4
 

@@ -139,7 +139,7 @@ def test_unannotated_images_have_a_risk_but_no_distribution() -> None:
     objective, data = made(weight=2.0)
     h = objective.model.features(data.x)
     distance = pairwise(h[[1, 2]], h[[3, 6, 7, 8, 9]])
-    objective.e[[0, 4, 5]] = -1
+    objective.e[[0, 4, 5]], objective.masked = -1, True
     erm = F.cross_entropy(objective.model(data.x), data.y)
     torch.testing.assert_close(objective.loss(data), erm + 2 * distance)
     objective.e[:] = -1

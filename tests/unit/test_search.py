@@ -49,6 +49,13 @@ def test_a_range_can_be_a_factor_on_the_recipe() -> None:
     assert 0.8e-2 < max(values) <= 1e-2
 
 
+def test_a_share_of_few_is_at_least_one() -> None:
+    """Or a search of CnC would end in an error wherever a training has less than five epochs."""
+    share, rng = Search("U(0.2,0.8)", of="epochs"), np.random.default_rng(0)
+    values = {share.draw(rng, Recipe(epochs=3), whole=True) for _ in range(200)}
+    assert values == {"1", "2"}
+
+
 @pytest.mark.parametrize(
     "text", ["", "0.1", "10^U(1)", "10^U(5,-1)", "U(a,b)", "{}", "1^U(0,1)", "10^U(1e,2)", "10**2"]
 )
