@@ -95,6 +95,8 @@ def run(
     else:
         raise UserError("name a suite (`worstgroup run mini`), or --dataset and --method; see `worstgroup ls suites`")
     requests = [_changed(request, settings, _ranges(search), chosen, tuning) for request in requests]
+    if search and not any(request.tuning for request in requests):
+        raise UserError(f"--search {search[0]}: nothing is searched; say with --tuning N over how many draws")
     made = _plan(requests, root, strict, quiet)
     if shard:
         made = executors.shard(made, shard)

@@ -26,5 +26,5 @@ class EnvConfig:
         )
 
     def requires(self, declared: Requires) -> Requires:
-        """Native environments are metadata: no attribute goes into fitting."""
-        return replace(declared, fit="none", native="none") if self.env == "native" else declared
+        """Native environments are metadata: no attribute goes into fitting, and classes cannot take their place."""
+        return replace(declared, fit="none", native="none", classes="n/a") if self.env == "native" else declared

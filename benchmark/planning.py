@@ -118,12 +118,12 @@ class _SuiteBlock(BaseModel):
     """Datasets x lines x the values of `grid`, each setting of which takes every value in turn."""
 
     model_config = ConfigDict(extra="forbid")
-    dataset: str | list[str]
-    methods: list[str]
+    dataset: str | Annotated[list[str], Field(min_length=1)]
+    methods: Annotated[list[str], Field(min_length=1)]
     backbone: str | list[str] = ""
     weights: str = ""
     settings: dict[str, Scalar] = {}
-    grid: dict[str, list[Scalar]] = {}
+    grid: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = {}
     search: dict[str, str] = {}
 
     def requests(self, common: dict[str, Scalar]) -> Iterator[Request]:
@@ -155,7 +155,7 @@ class Suite(BaseModel):
     tuning: Annotated[int, Field(ge=0)] = 0
     settings: dict[str, Scalar] = {}
     splits: bool = False
-    blocks: list[_SuiteBlock]
+    blocks: Annotated[list[_SuiteBlock], Field(min_length=1)]
 
     def requests(self) -> Iterator[Request]:
         """Those of all blocks."""
@@ -449,10 +449,10 @@ def _check_range(key: str, text: str, configs: dict[str, Any]) -> None:
 
 
 def _unused_settings(requests: list[Request]) -> Iterator[str]:
-    """Settings of a method or source that no request has anything to do with."""
+    """Settings and search ranges of a method or source that no request has anything to do with."""
     names = [part for request in requests for part in re.split(r"[+@(]", request.method)]
     named = {*names, PSEUDO}  # which stands behind @pseudo, asked for or not
-    for key in dict.fromkeys(key for request in requests for key in request.settings):
+    for key in dict.fromkeys(key for request in requests for key in [*request.settings, *request.ranges]):
         prefix, dot, _ = key.rpartition(".")
         if dot and prefix not in named and (prefix in METHODS or prefix in SOURCES):
             methods = ", ".join(dict.fromkeys(request.method for request in requests))

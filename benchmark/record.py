@@ -143,7 +143,8 @@ class Cost(_Part):
 
 class Tuning(_Part):
     """The search that a run's settings come from: the selection value of each draw (None: it failed), the draws that
-    were given up before their end, and the sum of what all draws cost from scratch.
+    were given up before their end, and the sum of what all draws cost from scratch, where what they share is paid for
+    once.
     """
 
     values: list[float | None]

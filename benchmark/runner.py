@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from . import engine, metrics, record
 from .annotations import Annotations, Held, halves
 from .artifacts import work_folder
-from .cost import Clock, CostReport, StageCost
+from .cost import Clock, CostReport
 from .errors import DiskError, NonFiniteLoss, UserError, require
 from .home import lock, runs_home
 from .lab import Lab, Progress, Watch
@@ -30,7 +30,7 @@ from .selection import Selector
 from .spec import SPLITS, Card, RunSpec, SplitName, derive_seed
 from .store import Split, Store
 from .task import Pool, Predictor, Task
-from .tuning import was_pruned
+from .tuning import cost_of, was_pruned
 
 SESSION = secrets.token_hex(6)
 """Identifies this invocation: costs are compared within one."""
@@ -88,11 +88,9 @@ def _tuning(path: Path, spec: RunSpec) -> record.Tuning | None:
     missing = [run for run, place in found if place is None]
     require(not missing, f"{spec.label}: candidates {missing} of the search are not there; search again")
     made = [record.read(place) for _, place in found if place is not None]
-    costs = [StageCost(**one.cost.scratch.model_dump()) for one in made if one.cost]
-    cost = record.Stage(**asdict(StageCost.total(costs)))
     pruned = [draw for draw, one in enumerate(made) if was_pruned(one)]
     values = [one.selection.value if one.selection else None for one in made]
-    return record.Tuning(values=values, pruned=pruned, cost=cost)
+    return record.Tuning(values=values, pruned=pruned, cost=cost_of(made))
 
 
 def _adopted(facts: dict[str, Any], spec: RunSpec) -> tuple[RunRecord, bytes] | None:

@@ -43,9 +43,10 @@ class Search:
         if power := _POWER.fullmatch(text):
             try:
                 base, low, high = float(power[1] or 0), float(power[2]), float(power[3])
-            except ValueError:
-                base, low, high = 0.0, math.nan, math.nan
-            if low <= high and base != 1:
+                finite = math.isfinite(high - low) and math.isfinite(base**high if base else high)
+            except (ValueError, OverflowError):
+                base, low, high, finite = 0.0, math.nan, math.nan, False
+            if finite and low <= high and (power[1] is None or base > 1):
                 return base, low, high
         raise UserError(f"search range {self.text!r}: write 10^U(-1,5), 2^U(3,9), U(0.1,100) or {{0,0.1,0.5}}")
 

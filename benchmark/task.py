@@ -114,8 +114,8 @@ class Task:
 
     @property
     def recipe(self) -> Recipe:
-        """How this run trains: the block's recipe, with what a search found."""
-        return replace(self._lab.recipe, **dict(self.spec.tuned))
+        """How this run trains: the block's recipe, with what a search found; what other runs share is made without."""
+        return self._lab.recipe if self._lab.sharing else replace(self._lab.recipe, **dict(self.spec.tuned))
 
     @property
     def device(self) -> torch.device:

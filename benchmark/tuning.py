@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .cost import StageCost
 from .errors import UserError
-from .record import RunRecord
+from .record import RunRecord, Stage
 from .search import RECIPE, Search, draw
 from .spec import Recipe, RunSpec, override
 
@@ -107,6 +108,17 @@ class Sweep:
             made.selection.value if (made := records.get(one.hash)) and made.selection else None
             for one in self.candidates
         ]
+
+
+def cost_of(candidates: Iterable[RunRecord]) -> Stage:
+    """Sum of what runs cost from scratch; what they share is paid for once, of shares of a training the largest."""
+    costs = [one.cost for one in candidates if one.cost]
+    shared: dict[str, Stage] = {}
+    for key, part in (item for cost in costs for item in cost.shared.items()):
+        if key not in shared or part.n_fwd > shared[key].n_fwd:
+            shared[key] = part
+    parts = [*(stage for cost in costs for stage in cost.stages.values()), *shared.values()]
+    return Stage(**asdict(StageCost.total([StageCost(**part.model_dump()) for part in parts])))
 
 
 def first_best(values: Iterable[float | None]) -> int | None:

@@ -135,21 +135,31 @@ Cell = list[tuple[Path, RunRecord]]
 
 
 def _cells(block: Cell) -> list[Cell]:
-    """Records of one block by cell, sorted by seed; of several versions of a method's code the newest counts."""
+    """Records of one block by cell, sorted by seed; of several versions of a method's code the newest counts.
+
+    Searches that chose the same settings have made the same runs: of these too the newest counts.
+    """
     versions: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(lambda: defaultdict(list))
     for path, record in block:
-        config = json.dumps([_settings(record), record.tuned, len(record.candidates)], sort_keys=True)
+        config = json.dumps([_settings(record), record.tuned, len(record.candidates), record.criterion], sort_keys=True)
         versions[record.label, record.budget, config][record.code].append((path, record))
     newest = [
         max(versions[key].values(), key=lambda cell: max((r.created, r.code) for _, r in cell))
         for key in sorted(versions)
     ]
-    return [sorted(cell, key=lambda item: item[1].seed) for cell in newest]
+    ordered = (sorted(cell, key=lambda item: (item[1].seed, item[1].created, item[1].run)) for cell in newest)
+    return [list({record.seed: (path, record) for path, record in cell}.values()) for cell in ordered]
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:
     """Settings of the method, and those of its source as typed: `SOURCE.KEY`."""
     return record.config | {f"{record.source}.{key}": value for key, value in record.source_config.items()}
+
+
+def _choices(record: RunRecord) -> dict[str, Any]:
+    """Settings of method, source and recipe, and a paper's selection rule."""
+    rule = {"selection": record.criterion} if record.criterion else {}
+    return _settings(record) | {f"recipe.{key}": value for key, value in record.tuned.items()} | rule
 
 
 def _table(block: Cell) -> Table:
@@ -194,9 +204,15 @@ def _value(row: Row, name: str) -> float:
 
 
 def _baseline(cells: list[Cell]) -> int | None:
-    """Position of the ERM cell that others are compared with: at the poorest budget, there without a search."""
-    erm = [i for i, cell in enumerate(cells) if cell[0][1].label == "erm"]
-    return min(erm, key=lambda i: (_order(cells[i][0][1].budget), len(cells[i][0][1].candidates))) if erm else None
+    """Position of the ERM cell that others are compared with: at the poorest budget, there with the most seeds (a
+    search leaves the defaults on its first seed alone), and of those without a search.
+    """
+
+    def place(i: int) -> tuple[int, int, int]:
+        first = cells[i][0][1]
+        return _order(first.budget), -len(cells[i]), len(first.candidates)
+
+    return min((i for i, cell in enumerate(cells) if cell[0][1].label == "erm"), key=place, default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,20 +243,20 @@ def _estimate(values: list[float | None], sample: _Sample | None, name: str) -> 
 
 
 def _distinct(cells: list[Cell]) -> list[str]:
-    """Method labels; where a method stands twice at a budget, with the settings in which its rows differ."""
-    twins: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
-    for cell in cells:
-        twins[cell[0][1].label, cell[0][1].budget].append(cell[0][1])
+    """Method labels, with the draw that a search chose; where rows of a budget would be called the same, with the
+    settings in which they differ.
+    """
+    rows = [cell[0][1] for cell in cells]
+    draws = [f"draw {record.draw} of {len(record.candidates)}" if record.candidates else "" for record in rows]
+    twins: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for record, draw in zip(rows, draws, strict=True):
+        twins[record.label, record.budget, draw].append(_choices(record))
     labels = []
-    for cell in cells:
-        record = cell[0][1]
-        if record.candidates:
-            labels.append(f"{record.label} (draw {record.draw} of {len(record.candidates)})")
-            continue
-        own, others = _settings(record), [_settings(other) for other in twins[record.label, record.budget]]
+    for record, draw in zip(rows, draws, strict=True):
+        own, others = _choices(record), twins[record.label, record.budget, draw]
         keys = [key for key in own if len({json.dumps(other.get(key)) for other in others}) > 1]
-        settings = ", ".join(f"{key}={own[key]}" for key in keys)
-        labels.append(f"{record.label} ({settings})" if settings else record.label)
+        details = [*filter(None, [draw]), *(f"{key}={own[key]}" for key in keys)]
+        labels.append(f"{record.label} ({', '.join(details)})" if details else record.label)
     return labels
 
 

@@ -13,8 +13,10 @@ from ..benchmark.annotations import Indices, grant_by_class, granted, halves, mo
 from ..benchmark.budget import Budget
 from ..benchmark.errors import CorruptFile, UserError
 from ..benchmark.record import Arrays, EpochRow, RunRecord
+from ..benchmark.search import RECIPE
 from ..benchmark.selection import CRITERIA, Criterion, first_best
 from ..benchmark.spec import PAPER, SplitName, derive_seed
+from ..benchmark.tuning import cost_of
 from ..benchmark.tuning import first_best as best_draw
 
 LEVELS = {
@@ -22,6 +24,13 @@ LEVELS = {
     "metrics": "metrics recomputed from the group counts; the licence keeps the labels out of the record",
     "predictions": "group counts recomputed from predictions and labels, metrics from the counts",
 }
+SEARCHED = (
+    *("protocol", "dataset", "fingerprint", "backbone", "weights", "backbone_code", "recipe"),
+    *("method", "source", "policy", "extra", "budget", "criterion", "code"),
+)
+"""Fields that all candidates of a search share with the runs that follow from it."""
+SETTINGS = ("config", "source_config", "tuned")
+"""Fields that those runs take over from the chosen one."""
 TOTALS = {"train": "n_train", "val": "m_val", "test": "m_test"}
 """Field of a group's row that counts the images of a split."""
 
@@ -77,6 +86,9 @@ def _ledger(record: RunRecord) -> Iterator[str]:
         if getattr(record.labels, name) > limit:
             yield f"labels.{name}: {getattr(record.labels, name)} is more than the {limit} that budget {budget} grants"
     used = record.labels
+    for name, limit in (("n_env", int(train.sum() + val.sum())), ("n_y_extra", int(val.sum()))):
+        if getattr(used, name) > limit:
+            yield f"labels.{name}: {getattr(used, name)} is more than the {limit} images that there are"
     low = used.n_train_a + max(used.n_val_a_fit, used.n_val_a_select)
     if not low <= used.total_a <= used.n_train_a + used.n_val_a_fit + used.n_val_a_select:
         yield f"labels.total_a: {used.total_a} does not agree with the columns it sums"
@@ -245,20 +257,34 @@ def _selected_by(record: RunRecord, y: Indices, budget: Budget) -> Indices:
 
 def _tuning(record: RunRecord, path: Path) -> Iterator[str]:
     """The settings are those of the draw with the best selection value, as the candidates' own records say."""
+    if (record.tuned and not record.draw) or not record.tuned.keys() <= RECIPE.keys():
+        yield f"tuned: {record.tuned}, draw {record.draw} of a search can have none of it"
     if not record.tuning:
         return
     values = record.tuning.values
-    best = best_draw(values)
+    best, made = best_draw(values), []
     if record.draw != best:
         yield f"draw: the record says {record.draw}, {record.tuning.values} choose draw {best}"
     for draw, run in enumerate(record.candidates):
         place = records.find_run(path, run)
         if place is None:
+            yield f"candidates.{draw}: the record of run {run[:12]}, which could show what it scored, is not there"
             continue
         candidate = records.read(place)
+        made.append(candidate)
         said = candidate.selection.value if candidate.selection else None
-        if (candidate.draw, said) != (draw, values[draw]):
+        if (candidate.identity_hash(), candidate.draw, said) != (run, draw, values[draw]):
             yield f"tuning.values.{draw}: the record says {values[draw]}, its candidate draw {candidate.draw}: {said}"
+        for field in (*SEARCHED, *(SETTINGS if draw == record.draw else ())):
+            if getattr(candidate, field) != getattr(record, field):
+                yield f"{field}: the record says {getattr(record, field)}, draw {draw}: {getattr(candidate, field)}"
+    if len({candidate.seed for candidate in made}) > 1:
+        yield f"candidates: of several seeds, {sorted({candidate.seed for candidate in made})}"
+    if len(made) == len(values):
+        spent, said_spent = cost_of(made).model_dump(), record.tuning.cost.model_dump()
+        for name in spent:
+            if not math.isclose(spent[name], said_spent[name], rel_tol=1e-9):
+                yield f"tuning.cost.{name}: the record says {said_spent[name]}, its candidates {spent[name]}"
 
 
 def _by_class(record: RunRecord, counts: metrics.Counts) -> metrics.Counts:

@@ -413,7 +413,7 @@ def test_several_mistakes_are_reported_together(call: Call, arguments: tuple[str
     [
         ("summary = ", "not a TOML file"),
         ("seeds = [0]", "summary: field required"),
-        ('summary = "x"\nblocks = []\nseed = 1', "seed: extra inputs"),
+        ('summary = "x"\nseed = 1\n[[blocks]]\ndataset = "tiny"\nmethods = ["erm"]', "seed: extra inputs"),
         ('summary = "x"\n[[blocks]]\ndataset = "tiny"\nmethods = "erm"', "blocks.0.methods"),
     ],
 )

@@ -90,6 +90,7 @@ def test_with_native_environments_no_attribute_is_needed() -> None:
     native = EnvConfig(env="native").requires(declared)
     assert [native.resolve(Budget(rung)) for rung in ("none", "select")] == [Policy(""), Policy("")]
     assert native.resolve(Budget("train+val")) == Policy("carried")
+    assert native.resolve(Budget("none"), "class").tag == "n/a"  # not ERM: there are environments to match
     for env in ("attribute", "group"):
         assert EnvConfig(env=env).requires(declared) == declared  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ import pytest
 from formats.drawn import write_drawn
 from helpers import Call
 from worstgroup.benchmark.errors import UserError
-from worstgroup.benchmark.planning import Plan, Request, plan
+from worstgroup.benchmark.planning import Plan, Request, plan, read_suite
 from worstgroup.benchmark.record import read, record_path
 from worstgroup.benchmark.registry import BACKBONES, DATASETS, load_plugin
 from worstgroup.benchmark.runner import run_spec, runs_home
@@ -278,3 +278,18 @@ def test_show_knows_plugins(call: Call, tmp_path: Path, register: Callable[..., 
     done = call("show", "homemade", "--plugin", path)
     assert (done.code, done.err) == (0, "")
     assert "One convolution." in done.out
+
+
+@pytest.mark.parametrize(
+    ("blocks", "says"),
+    [
+        ("blocks = []", "blocks: list should have at least 1 item"),
+        ('[[blocks]]\ndataset = "tiny"\nmethods = []', "blocks.0.methods: list should have at least 1 item"),
+        ('[[blocks]]\ndataset = "tiny"\nmethods = ["erm"]\ngrid = {"recipe.lr" = []}', "blocks.0.grid.recipe.lr: list"),
+    ],
+)
+def test_a_suite_without_a_row_is_refused(blocks: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(f'summary = "none"\n{blocks}\n')
+    with pytest.raises(UserError, match=says.replace(".", r"\.")):
+        read_suite(str(path))

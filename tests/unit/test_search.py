@@ -57,7 +57,21 @@ def test_a_share_of_few_is_at_least_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0.1", "10^U(1)", "10^U(5,-1)", "U(a,b)", "{}", "1^U(0,1)", "10^U(1e,2)", "10**2"]
+    "text",
+    [
+        "",
+        "0.1",
+        "10^U(1)",
+        "10^U(5,-1)",
+        "U(a,b)",
+        "{}",
+        "1^U(0,1)",
+        "0^U(0,1)",
+        "10^U(1e,2)",
+        "10**2",
+        "10^U(300,400)",
+        "U(0,1e999)",
+    ],
 )
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="search range"):

@@ -1,5 +1,6 @@
 """Searches: candidates are ordinary runs on one seed, the rung's rule alone chooses, and all of it is billed."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from helpers import Call, edit, put
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.executors import run_plan, shard
 from worstgroup.benchmark.planning import Plan, Request, plan
-from worstgroup.benchmark.record import RunRecord, find, read, record_path
+from worstgroup.benchmark.record import Cost, RunRecord, find, read, record_path
 from worstgroup.benchmark.runner import runs_home
 from worstgroup.benchmark.tuning import first_best
 from worstgroup.console import RunReporter
@@ -28,6 +29,10 @@ def searched(method: str = "groupdro", draws: int = 3, **changes: object) -> Pla
 
 def run(made: Plan) -> list[RunRecord]:
     return run_plan(made, RunReporter(err, quiet=True))
+
+
+def costs(records: list[RunRecord]) -> list[Cost]:
+    return [one.cost for one in records if one.cost]
 
 
 def decided(made: Plan) -> tuple[list[RunRecord], list[RunRecord], Plan]:
@@ -109,9 +114,99 @@ def test_the_shared_erm_is_trained_once_for_all_draws() -> None:
     assert len({tuple(one.cost.shared) for one in candidates if one.cost}) == 1
 
 
+def test_what_draws_share_is_paid_for_once() -> None:
+    candidates, finals, _ = decided(searched("jtt"))
+    (shared,) = {cost.shared[key].n_updates for cost in costs(candidates) for key in cost.shared if "erm:" in key}
+    own = sum(stage.n_updates for cost in costs(candidates) for stage in cost.stages.values())
+    assert finals[0].tuning
+    assert finals[0].tuning.cost.n_updates == own + shared
+    assert sum(cost.scratch.n_updates for cost in costs(candidates)) == own + 3 * shared
+
+
+def test_what_draws_share_does_not_depend_on_which_of_them_comes_first(home: Path) -> None:
+    made = searched("groupdro@pseudo", 2, budget="val-20")
+    in_order = run(replace(made, runs=made.searched()))
+    for folder in ("runs", "artifacts"):
+        shutil.rmtree(home / folder)
+    in_reverse = run(replace(made, runs=made.searched()[::-1]))
+    assert [one.predictions for one in in_order] == [one.predictions for one in in_reverse[::-1]]
+
+
 def test_searched_erm_rows_train_with_their_own_settings() -> None:
     candidates, _, _ = decided(searched("erm"))
     assert len({one.predictions.sha256 for one in candidates if one.predictions}) == 3
+
+
+def test_two_searches_of_a_method_stand_side_by_side() -> None:
+    narrow = {"recipe.lr": "10^U(-9,-8)", "recipe.weight_decay": "{0}", "groupdro.step_size": "{0}"}
+    changed = [narrow | {"groupdro.adjustment": f"{{{value}}}"} for value in (1, 2)]
+    for ranges in changed:
+        made = searched(draws=2, ranges=ranges)
+        records = {one.run: one for one in run(replace(made, runs=made.searched()))}
+        records.pop(made.sweeps[0].candidates[0].hash)  # the other draw is to be chosen, whatever it scored
+        run(made.decided(records))
+    (table,) = aggregate.build(aggregate.collect(find(runs_home())))
+    names = [row.method for row in table.rows if row.searched]
+    assert sorted(names) == [f"groupdro (draw 1 of 2, adjustment={value}.0)" for value in (1, 2)]
+
+
+def test_searches_that_choose_the_same_count_a_seed_once() -> None:
+    for epsilon in ("1e-9", "2e-9"):  # with these learning rates nothing is learned, so that the defaults are chosen
+        decided(searched("erm", 2, settings={"recipe.epochs": "8"}, ranges={"recipe.lr": f"{{{epsilon}}}"}))
+    found = aggregate.collect(find(runs_home()))
+    assert len([record for _, record in found if record.candidates]) == 4
+    (table,) = aggregate.build(found)
+    (row,) = (row for row in table.rows if row.searched)
+    assert (row.method, row.seeds) == ("erm (draw 0 of 2)", SEEDS)
+
+
+def test_selection_rules_of_papers_are_rows_of_their_own() -> None:
+    for criterion in ("val-wga", "val-wga-avg"):
+        run(plan([Request("tiny", "erm", "select", seeds=(0,), criterion=criterion, protocol="paper")]))
+    (table,) = aggregate.build(aggregate.collect(find(runs_home())))
+    assert sorted(row.method for row in table.rows) == ["erm (selection=val-wga)", "erm (selection=val-wga-avg)"]
+    assert {row.seeds for row in table.rows} == {(0,)}
+
+
+def test_the_baseline_of_a_searched_table_has_all_its_seeds() -> None:
+    decided(searched("erm"))
+    decided(searched())
+    (table,) = aggregate.build(aggregate.collect(find(runs_home())))
+    rows = {row.method: row for row in table.rows}
+    assert rows["erm"].seeds == SEEDS[:1]
+    assert "wga" in rows["erm"].versus_erm
+    (baseline,) = (row for name, row in rows.items() if name.startswith("erm (draw"))
+    assert (baseline.seeds, baseline.versus_erm) == (SEEDS, {})
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("config.step_size", 0.5, "config: "),
+        ("tuned", {"lr": 0.5}, "tuned: "),
+        ("tuned", {"epochs": 300}, "tuned: "),
+        ("code", "0" * 16, "code: "),
+        ("tuning.cost.n_fwd", 1, "tuning.cost.n_fwd: "),
+        ("labels.n_env", 10**6, "labels.n_env: "),
+    ],
+)
+def test_a_search_falsified_with_care_is_found(place: str, value: object, says: str) -> None:
+    _, _, after = decided(searched())
+    assert after.runs[1].spec
+    path = record_path(runs_home(), after.runs[1].spec)
+    edit(path, put(place, value))
+    edit(path, put("run", read(path).identity_hash()))
+    assert any(problem.startswith(says) for problem in verify(path).problems), verify(path).problems
+
+
+def test_a_search_without_its_candidates_cannot_be_verified() -> None:
+    _, _, after = decided(searched())
+    assert after.runs[1].spec
+    path = record_path(runs_home(), after.runs[1].spec)
+    for run_hash in read(path).candidates:
+        next(path.parent.glob(f"*-{run_hash[:12]}.json")).unlink()
+    problems = verify(path).problems
+    assert [problem.partition(":")[0] for problem in problems] == [f"candidates.{i}" for i in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +271,14 @@ def test_whole_searches_go_to_one_shard() -> None:
 def test_a_draw_beyond_what_a_setting_takes_is_refused() -> None:
     with pytest.raises(UserError, match=r"draw 1: groupdro.step_size must be at least 0.*narrower range"):
         searched(ranges={"groupdro.step_size": "U(-2,-1)"})
+
+
+def test_a_range_that_reaches_no_draw_is_refused(call: Call) -> None:
+    with pytest.raises(UserError, match=r"dfr\.n_min reaches no run"):
+        searched(ranges={"dfr.n_min": "{1,2}"})
+    done = call("run", "--dataset", "tiny", "--method", "erm", "--search", "recipe.lr={1}")
+    assert (done.code, done.out) == (2, "")
+    assert "nothing is searched" in done.err
 
 
 def test_only_a_paper_has_a_selection_rule_of_its_own() -> None:
