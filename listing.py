@@ -60,16 +60,16 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
 
 def draws_table(sweep: Sweep, records: Mapping[str, record.RunRecord]) -> rich.table.Table:
     """Every draw of a search: what it changed, what it scored, what it cost; `*` marks the chosen one."""
-    values = sweep.values(records)
-    best, own = first_best(values), {**dict(sweep.runs[0].config), **dict(sweep.runs[0].source_config)}
+    scores = sweep.scores(records)
+    best, own = first_best(scores), {**dict(sweep.runs[0].config), **dict(sweep.runs[0].source_config)}
     rows = []
-    for spec, value in zip(sweep.candidates, values, strict=True):
+    for spec, found in zip(sweep.candidates, scores, strict=True):
         made = records[spec.hash]
         settings = {**dict(spec.config), **dict(spec.source_config)}
         changed = {key: kept for key, kept in settings.items() if kept != own[key]}
         changed |= {f"recipe.{key}": kept for key, kept in spec.tuned}
         shown = " ".join(f"{key}={kept}" for key, kept in changed.items()) or "the defaults"
-        score = made.error if value is None else f"{100 * value:.1f}"
+        score = made.error if found is None else f"{100 * found[0]:.1f}"
         seconds = f"{made.cost.scratch.device_s:.1f} s" if made.cost else ""
         rows.append((f"{spec.draw}{' *' if spec.draw == best else ''}", shown, score, seconds))
     return _table(("draw", "settings", sweep.runs[0].rule, "cost from scratch"), rows)

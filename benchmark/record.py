@@ -81,7 +81,14 @@ class Selection(_Part):
     value: float | None
     step: int | None
     candidates: Count
+    ties: list[float] = []
+    """What the criterion breaks ties by."""
     seen: list[Count] = []
+
+    @property
+    def score(self) -> list[float] | None:
+        """Value, then tie-breakers; None where nothing was scored."""
+        return None if self.value is None else [self.value, *self.ties]
 
 
 class Ledger(_Part):
@@ -142,12 +149,12 @@ class Cost(_Part):
 
 
 class Tuning(_Part):
-    """The search that a run's settings come from: the selection value of each draw (None: it failed), the draws that
+    """The search that a run's settings come from: the selection score of each draw (None: it failed), the draws that
     were given up before their end, and the sum of what all draws cost from scratch, where what they share is paid for
     once.
     """
 
-    values: list[float | None]
+    scores: list[list[float] | None]
     pruned: list[Count] = []
     cost: Stage
 
@@ -213,7 +220,7 @@ class RunRecord(_Part):
             for part in ("selection", "labels", "groups", "metrics", "val_metrics", "ci", "cost", "predictions"):
                 if not getattr(self, part):
                     raise ValueError(f"{part}: missing in a finished record")
-            if len(self.candidates) != len(self.tuning.values if self.tuning else ()):
+            if len(self.candidates) != len(self.tuning.scores if self.tuning else ()):
                 raise ValueError("tuning: does not say how each of the candidates did")
             if len(self.groups) != math.prod(self.shape):
                 raise ValueError(f"groups: {len(self.groups)}, classes and attributes make {math.prod(self.shape)}")

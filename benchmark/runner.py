@@ -30,7 +30,7 @@ from .selection import Selector
 from .spec import SPLITS, Card, RunSpec, SplitName, derive_seed
 from .store import Split, Store
 from .task import Pool, Predictor, Task
-from .tuning import cost_of, was_pruned
+from .tuning import cost_of, score_of, was_pruned
 
 SESSION = secrets.token_hex(6)
 """Identifies this invocation: costs are compared within one."""
@@ -89,8 +89,7 @@ def _tuning(path: Path, spec: RunSpec) -> record.Tuning | None:
     require(not missing, f"{spec.label}: candidates {missing} of the search are not there; search again")
     made = [record.read(place) for _, place in found if place is not None]
     pruned = [draw for draw, one in enumerate(made) if was_pruned(one)]
-    values = [one.selection.value if one.selection else None for one in made]
-    return record.Tuning(values=values, pruned=pruned, cost=cost_of(made))
+    return record.Tuning(scores=[score_of(one) for one in made], pruned=pruned, cost=cost_of(made))
 
 
 def _adopted(facts: dict[str, Any], spec: RunSpec) -> tuple[RunRecord, bytes] | None:

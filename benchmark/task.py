@@ -29,12 +29,15 @@ __all__ = ["Checkpoint", "Choice", "GroupSource", "Pool", "Predictor", "Task"]
 
 @dataclass(frozen=True)
 class Choice:
-    """How a model was selected: criterion and value, the epoch if it was one, and how many candidates stood."""
+    """How a model was selected: criterion and value, the epoch if it was one, how many candidates stood, and what the
+    criterion breaks ties by.
+    """
 
     criterion: str
     value: float | None = None
     step: int | None = None
     candidates: int = 1
+    ties: Score = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -432,4 +435,5 @@ class Task:
         require(not self._lab.sharing, shared)
 
     def _choice(self, score: Score | None, step: int | None, candidates: int) -> Choice:
-        return Choice(self.spec.rule, score[0] if score else None, step, candidates)
+        value, *ties = score or (None,)
+        return Choice(self.spec.rule, value, step, candidates, tuple(ties))

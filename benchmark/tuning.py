@@ -91,7 +91,7 @@ class Sweep:
 
         `records` are those of the candidates, by hash. Raises `UserError` where no candidate has a selection value.
         """
-        best = first_best(self.values(records))
+        best = first_best(self.scores(records))
         if best is None:
             errors = dict.fromkeys(records[one.hash].error for one in self.candidates if one.hash in records)
             reason = next(filter(None, errors), "nothing is selected in it")
@@ -102,12 +102,15 @@ class Sweep:
             replace(run, **settings, candidates=tuple(one.hash for one in self.candidates)) for run in self.runs
         )
 
-    def values(self, records: Mapping[str, RunRecord]) -> list[float | None]:
-        """Selection value of every candidate, None where it failed."""
-        return [
-            made.selection.value if (made := records.get(one.hash)) and made.selection else None
-            for one in self.candidates
-        ]
+    def scores(self, records: Mapping[str, RunRecord]) -> list[list[float] | None]:
+        """Selection score of every candidate, None where it failed."""
+        made = (records.get(one.hash) for one in self.candidates)
+        return [score_of(record) if record else None for record in made]
+
+
+def score_of(record: RunRecord) -> list[float] | None:
+    """Selection value of a run and what ties are broken by, None where nothing was selected in it."""
+    return record.selection.score if record.selection else None
 
 
 def cost_of(candidates: Iterable[RunRecord]) -> Stage:
@@ -121,8 +124,8 @@ def cost_of(candidates: Iterable[RunRecord]) -> Stage:
     return Stage(**asdict(StageCost.total([StageCost(**part.model_dump()) for part in parts])))
 
 
-def first_best(values: Iterable[float | None]) -> int | None:
-    """Position of the largest value, the earliest among equals; None where there is none."""
-    known: Iterator[tuple[float, int]] = ((value, -i) for i, value in enumerate(values) if value is not None)
+def first_best(scores: Iterable[list[float] | None]) -> int | None:
+    """Position of the best score, the earliest among equals; None where there is none."""
+    known: Iterator[tuple[list[float], int]] = ((score, -i) for i, score in enumerate(scores) if score is not None)
     best = max(known, default=None)
     return None if best is None else -best[1]

@@ -16,7 +16,7 @@ from ..benchmark.record import Arrays, EpochRow, RunRecord
 from ..benchmark.search import RECIPE
 from ..benchmark.selection import CRITERIA, Criterion, first_best
 from ..benchmark.spec import PAPER, SplitName, derive_seed
-from ..benchmark.tuning import cost_of
+from ..benchmark.tuning import cost_of, score_of
 from ..benchmark.tuning import first_best as best_draw
 
 LEVELS = {
@@ -206,8 +206,11 @@ def _selection(record: RunRecord, arrays: Arrays) -> Iterator[str]:
     best = first_best(scores)
     if best + 1 != chosen.step:
         yield f"selection.step: the record says {chosen.step}, {chosen.criterion} chooses {best + 1} from {field}"
-    if chosen.value is None or not math.isclose(scores[chosen.step - 1][0], chosen.value, abs_tol=1e-9):
-        yield f"selection.value: the record says {chosen.value}, {field} gives {scores[chosen.step - 1][0]}"
+    value, *ties = scores[chosen.step - 1]
+    if chosen.value is None or not math.isclose(value, chosen.value, abs_tol=1e-9):
+        yield f"selection.value: the record says {chosen.value}, {field} gives {value}"
+    if len(ties) != len(chosen.ties) or not np.allclose(ties, chosen.ties, rtol=0, atol=1e-9):
+        yield f"selection.ties: the record says {chosen.ties}, {field} gives {ties}"
 
 
 def _seen(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays) -> Iterator[str]:
@@ -261,10 +264,10 @@ def _tuning(record: RunRecord, path: Path) -> Iterator[str]:
         yield f"tuned: {record.tuned}, draw {record.draw} of a search can have none of it"
     if not record.tuning:
         return
-    values = record.tuning.values
-    best, made = best_draw(values), []
+    scores = record.tuning.scores
+    best, made = best_draw(scores), []
     if record.draw != best:
-        yield f"draw: the record says {record.draw}, {record.tuning.values} choose draw {best}"
+        yield f"draw: the record says {record.draw}, {scores} choose draw {best}"
     for draw, run in enumerate(record.candidates):
         place = records.find_run(path, run)
         if place is None:
@@ -272,15 +275,15 @@ def _tuning(record: RunRecord, path: Path) -> Iterator[str]:
             continue
         candidate = records.read(place)
         made.append(candidate)
-        said = candidate.selection.value if candidate.selection else None
-        if (candidate.identity_hash(), candidate.draw, said) != (run, draw, values[draw]):
-            yield f"tuning.values.{draw}: the record says {values[draw]}, its candidate draw {candidate.draw}: {said}"
+        said = score_of(candidate)
+        if (candidate.identity_hash(), candidate.draw, said) != (run, draw, scores[draw]):
+            yield f"tuning.scores.{draw}: the record says {scores[draw]}, its candidate draw {candidate.draw}: {said}"
         for field in (*SEARCHED, *(SETTINGS if draw == record.draw else ())):
             if getattr(candidate, field) != getattr(record, field):
                 yield f"{field}: the record says {getattr(record, field)}, draw {draw}: {getattr(candidate, field)}"
     if len({candidate.seed for candidate in made}) > 1:
         yield f"candidates: of several seeds, {sorted({candidate.seed for candidate in made})}"
-    if len(made) == len(values):
+    if len(made) == len(scores):
         spent, said_spent = cost_of(made).model_dump(), record.tuning.cost.model_dump()
         for name in spent:
             if not math.isclose(spent[name], said_spent[name], rel_tol=1e-9):

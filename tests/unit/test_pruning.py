@@ -72,7 +72,7 @@ def test_given_up_draws_are_recorded_billed_and_not_chosen(monkeypatch: pytest.M
     (final,) = run_plan(made.decided({record.run: record for record in records}), RunReporter(err, quiet=True))
     assert final.tuning
     assert final.tuning.pruned == pruned
-    assert all(final.tuning.values[i] is None for i in pruned)
+    assert all(final.tuning.scores[i] is None for i in pruned)
     assert final.draw not in pruned
     (path,) = (file for file in find(runs_home()) if read(file).run == final.run)
     assert verify(path).ok, verify(path).problems

@@ -59,8 +59,8 @@ def test_candidates_share_the_block_whatever_lr_they_draw() -> None:
 
 def test_the_best_draw_is_run_on_every_seed_and_says_so() -> None:
     candidates, finals, _ = decided(searched())
-    values = [one.selection.value for one in candidates if one.selection]
-    best = max(range(3), key=lambda i: (values[i], -i))
+    scores = [one.selection.score for one in candidates if one.selection and one.selection.score]
+    best = max(range(3), key=lambda i: (scores[i], -i))
     assert [final.seed for final in finals] == list(SEEDS)
     for final in finals:
         assert final.draw == best
@@ -68,7 +68,7 @@ def test_the_best_draw_is_run_on_every_seed_and_says_so() -> None:
         assert final.tuned == candidates[best].tuned
         assert final.candidates == [one.run for one in candidates]
         assert final.tuning is not None
-        assert final.tuning.values == values
+        assert final.tuning.scores == scores
         costs = [one.cost.scratch for one in candidates if one.cost]
         assert final.tuning.cost.n_fwd == sum(cost.n_fwd for cost in costs)
 
@@ -211,7 +211,7 @@ def test_a_search_without_its_candidates_cannot_be_verified() -> None:
 
 @pytest.mark.parametrize(
     ("place", "value", "says"),
-    [("draw", 2, "run: "), ("tuning.values.1", 1.0, "tuning.values.1"), ("tuning.values", [0.0], "tuning: ")],
+    [("draw", 2, "run: "), ("tuning.scores.1", [1.0], "tuning.scores.1"), ("tuning.scores", [[0.0]], "tuning: ")],
 )
 def test_a_falsified_search_is_found(place: str, value: object, says: str) -> None:
     _, _, after = decided(searched())
@@ -227,9 +227,9 @@ def test_a_worse_draw_cannot_pass_for_the_chosen_one() -> None:
     assert after.runs[1].spec
     path = record_path(runs_home(), after.runs[1].spec)
     assert finals[1].tuning
-    values = list(finals[1].tuning.values)
-    values[(finals[1].draw + 1) % 3] = 1.0
-    edit(path, put("tuning.values", values))
+    scores = list(finals[1].tuning.scores)
+    scores[(finals[1].draw + 1) % 3] = [1.0, 1.0]
+    edit(path, put("tuning.scores", scores))
     problems = verify(path).problems
     assert any(problem.startswith("draw: ") for problem in problems), problems
     assert len(candidates) == 3
@@ -247,16 +247,17 @@ def test_a_draw_that_diverges_is_passed_over_and_billed() -> None:
     candidates, finals, _ = decided(searched(ranges={"recipe.lr": "{1e30}"}))
     assert [one.status for one in candidates] == ["finished", "failed", "failed"]
     assert finals[0].tuning
-    assert finals[0].tuning.values[1:] == [None, None]
+    assert finals[0].tuning.scores[1:] == [None, None]
     assert finals[0].draw == 0
     costs = [one.cost.scratch.n_fwd for one in candidates if one.cost]
     assert finals[0].tuning.cost.n_fwd == sum(costs) > costs[0]
 
 
 def test_the_first_of_the_best_is_taken() -> None:
-    assert first_best([None, 0.5, 0.7, 0.7, None]) == 2
+    assert first_best([None, [0.5], [0.7], [0.7], None]) == 2
+    assert first_best([[0.7, 0.1], [0.7, 0.2]]) == 1
     assert first_best([None, None]) is None
-    assert first_best([0.0]) == 0
+    assert first_best([[0.0]]) == 0
 
 
 def test_whole_searches_go_to_one_shard() -> None:
