@@ -42,8 +42,16 @@ def pick_device() -> torch.device:
 
 
 def finished(spec: RunSpec, runs: Path | None = None) -> RunRecord | None:
-    """The finished record of a run, or None; raises `CorruptFile` for one that cannot be read."""
+    """The finished record of a run, or None; raises `CorruptFile` for one that cannot be read.
+
+    A record that tells of its search what the candidates no longer say is none: it is to be told anew.
+    """
     path = record.record_path(runs or runs_home(), spec)
+    found = _made(path)
+    return found if found and found.tuning == (_tuning(path, spec) or found.tuning) else None
+
+
+def _made(path: Path) -> RunRecord | None:
     if not path.exists() or not record.predictions_path(path).exists():
         return None
     found = record.read(path)
@@ -69,7 +77,8 @@ def run_spec(
         facts, clock = _facts(spec, store.card, session), Clock(pick_device())
         try:
             facts["tuning"] = _tuning(path, spec)
-            result, packed = _adopted(facts, spec) or execute(spec, store, facts, clock, progress, watch)
+            require(not spec.candidates or facts["tuning"], f"{spec.label}: candidates of its search are not there")
+            result, packed = _adopted(facts, path, spec) or execute(spec, store, facts, clock, progress, watch)
         except DiskError:
             raise
         except Exception as error:  # a method's bug must not end the suite
@@ -81,26 +90,24 @@ def run_spec(
 
 
 def _tuning(path: Path, spec: RunSpec) -> record.Tuning | None:
-    """How the candidates did that a run's settings were chosen among; raises `UserError` where one is missing."""
-    if not spec.candidates:
+    """How the candidates did that a run was chosen among; None without a search, or where one of them is missing."""
+    found = [record.find_run(path, run) for run in spec.candidates]
+    made = [record.read(place) for place in found if place is not None]
+    if not made or len(made) < len(found):
         return None
-    found = [(run, record.find_run(path, run)) for run in spec.candidates]
-    missing = [run for run, place in found if place is None]
-    require(not missing, f"{spec.label}: candidates {missing} of the search are not there; search again")
-    made = [record.read(place) for _, place in found if place is not None]
     pruned = [draw for draw, one in enumerate(made) if was_pruned(one)]
     return record.Tuning(scores=[score_of(one) for one in made], pruned=pruned, cost=cost_of(made))
 
 
-def _adopted(facts: dict[str, Any], spec: RunSpec) -> tuple[RunRecord, bytes] | None:
-    """The same run as a candidate of its search has made, under the name that tells of the search; else None."""
-    twin = replace(spec, candidates=())
-    made = finished(twin) if spec.candidates else None
-    if made is None:
-        return None
-    path = record.predictions_path(record.record_path(runs_home(), twin))
+def _adopted(facts: dict[str, Any], path: Path, spec: RunSpec) -> tuple[RunRecord, bytes] | None:
+    """The same run as a candidate of its search has made, or as it was made before its search was told anew."""
+    twin = record.record_path(runs_home(), replace(spec, candidates=()))
     own = ("created", "run", "candidates", "tuning")
-    return made.model_copy(update={name: facts[name] for name in own}), path.read_bytes()
+    for place in (path, twin) if spec.candidates else ():
+        if (made := _made(place)) is not None:
+            told = made.model_copy(update={name: facts[name] for name in own})
+            return told, record.predictions_path(place).read_bytes()
+    return None
 
 
 def _explain(error: Exception) -> str:

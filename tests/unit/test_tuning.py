@@ -253,6 +253,24 @@ def test_a_draw_that_diverges_is_passed_over_and_billed() -> None:
     assert finals[0].tuning.cost.n_fwd == sum(costs) > costs[0]
 
 
+def test_a_record_is_told_anew_when_a_candidate_is_made_again() -> None:
+    """A draw that was given up, or failed for want of memory, may end another time."""
+    made = searched()
+    _, finals, after = decided(made)
+    assert finals[0].tuning
+    lost = made.sweeps[0].candidates[(finals[0].draw + 1) % 3]
+    place = record_path(runs_home(), lost)
+    edit(place, put("status", "failed"))
+    edit(place, put("selection", None))
+    again = run(after)
+    assert again[1].predictions == finals[1].predictions
+    assert again[1].cost == finals[1].cost
+    assert again[1].tuning
+    assert again[1].tuning.scores[lost.draw] is None
+    assert after.runs[1].spec
+    assert verify(record_path(runs_home(), after.runs[1].spec)).ok
+
+
 def test_the_first_of_the_best_is_taken() -> None:
     assert first_best([None, [0.5], [0.7], [0.7], None]) == 2
     assert first_best([[0.7, 0.1], [0.7, 0.2]]) == 1
