@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import rich.table
 from rich.markup import escape
@@ -15,10 +17,10 @@ from .benchmark.planning import entries_fingerprint, find_card, read_suite, suit
 from .benchmark.pools import open_pool
 from .benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
 from .benchmark.search import ranges
-from .benchmark.spec import PSEUDO, Card
+from .benchmark.spec import PROTOCOL, PSEUDO, Card, RunSpec
 from .benchmark.store import Store
 from .benchmark.store import prepared as prepared_store
-from .benchmark.tuning import Sweep, first_best
+from .benchmark.tuning import Sweep, first_best, frozen
 
 
 def table(kind: str, *, stale: bool = False) -> rich.table.Table:
@@ -61,7 +63,7 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
 def draws_table(sweep: Sweep, records: Mapping[str, record.RunRecord]) -> rich.table.Table:
     """Every draw of a search: what it changed, what it scored, what it cost; `*` marks the chosen one."""
     scores = sweep.scores(records)
-    best, own = first_best(scores), {**dict(sweep.runs[0].config), **dict(sweep.runs[0].source_config)}
+    best, own = first_best(scores), _defaults(sweep.runs[0])
     rows = []
     for spec, found in zip(sweep.candidates, scores, strict=True):
         made = records[spec.hash]
@@ -73,6 +75,12 @@ def draws_table(sweep: Sweep, records: Mapping[str, record.RunRecord]) -> rich.t
         seconds = f"{made.cost.scratch.device_s:.1f} s" if made.cost else ""
         rows.append((f"{spec.draw}{' *' if spec.draw == best else ''}", shown, score, seconds))
     return _table(("draw", "settings", sweep.runs[0].rule, "cost from scratch"), rows)
+
+
+def _defaults(spec: RunSpec) -> dict[str, Any]:
+    """Settings of method and source that nobody has changed."""
+    entries = [METHODS[spec.method], *([SOURCES[spec.source]] if spec.source else [])]
+    return {key: value for entry in entries for key, value in frozen(entry.config())}
 
 
 def state(card: Card) -> str:
@@ -129,9 +137,16 @@ def _runs(stale: bool) -> rich.table.Table:
         if changed or not stale:
             state = run.status + (", stale" if changed else "")
             rows.append(
-                (run.dataset, run.backbone, run.label, run.budget, str(run.seed), state, run.created, run.run[:12])
+                (run.dataset, run.backbone, _drawn(run), run.budget, str(run.seed), state, run.created, run.run[:12])
             )
     return _table(("dataset", "backbone", "method", "budget", "seed", "state", "created", "run"), rows)
+
+
+def _drawn(run: record.RunRecord) -> str:
+    """Method of a run, and which draw it is of a search, or was chosen of how many."""
+    if run.candidates:
+        return f"{run.label} (draw {run.draw} of {len(run.candidates)})"
+    return f"{run.label} (draw {run.draw})" if run.draw else run.label
 
 
 def _code(run: record.RunRecord) -> str:
@@ -169,13 +184,8 @@ def card(name: str) -> str:
     if name in RUNGS:
         rung = RUNGS[name]
         return f"budget {rung.name}\n\n{rung.summary}\nselection: {rung.criterion}"
-    if name in suite_names():
-        suite = read_suite(name)
-        lines = [
-            f"{r.dataset} · {r.backbone or 'default backbone'} · {r.method} {r.budget}".rstrip()
-            for r in suite.requests()
-        ]
-        return "\n".join([f"suite {name}", "", suite.summary, f"seeds: {suite.seeds}", "", *lines])
+    if name in suite_names() or name.endswith(".toml"):
+        return _suite(name)
     known = [*DATASETS, *METHODS, *SOURCES, *BACKBONES, *RUNGS, *suite_names()]
     raise UnknownName("name", name, known, "See `worstgroup ls --help`.")
 
@@ -211,6 +221,23 @@ def _dataset(card: Card) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in card.notes)])
 
 
+def _suite(name: str) -> str:
+    suite = read_suite(name)
+    lines = [f"suite {name}", "", suite.summary, f"seeds: {suite.seeds}"]
+    if suite.protocol != PROTOCOL:
+        lines.append(f"protocol {suite.protocol}" + (f", selection {suite.selection}" if suite.selection else ""))
+    if suite.tuning:
+        lines.append(f"settings: the best of {suite.tuning} draws")
+    lines.append("")
+    for request in suite.requests():
+        own = {key: value for key, value in request.settings.items() if key.partition(".")[0] not in ("recipe", "data")}
+        host = re.split(r"[+@]", request.method)[0]
+        shown = [f"{key}={value}" for key, value in own.items() if key.rpartition(".")[0] in ("", host)]
+        line = f"{request.dataset} · {request.backbone or 'default backbone'} · {request.method} {request.budget}"
+        lines.append(" ".join([line.rstrip(), *shown]))
+    return "\n".join(lines)
+
+
 def _plain(value: object) -> str:
     return str(value).replace("'", "") or "none"
 
@@ -227,8 +254,15 @@ def _method(kind: str, entry: MethodEntry) -> str:
     lines += ["", "settings:" if fields else "no settings"]
     lines += [f"  {f.name} = {f.default!r}{searched[f.name]}" for f in fields]
     if fields:
-        lines += ["", inspect.getdoc(entry.config) or ""]
+        lines += ["", "\n\n".join(_explained(entry.config))]
     return "\n".join(lines)
+
+
+def _explained(config: type[Any]) -> Iterator[str]:
+    """What a configuration says about its settings, after what those say that it extends."""
+    for part in reversed(config.__mro__):
+        if dataclasses.is_dataclass(part) and (text := vars(part).get("__doc__")):
+            yield inspect.cleandoc(text)
 
 
 def _at(needs: Requires, rung: str) -> str:

@@ -148,8 +148,9 @@ def tune(
     found = {record.run: record for record in _search(made, quiet, jobs, threads, plugin, prune)}
     print_tables([draws_table(sweep, found)])
     winner = sweep.chosen(found)[0]
+    again = f"worstgroup run --tuning {draws}" + (f" --seeds {seed},..." if seed else "")
     out.print(
-        f"{sweep.label}: draw {winner.draw} is chosen; `worstgroup run --tuning {draws}` takes it to every seed",
+        f"{sweep.label}: draw {winner.draw} is chosen; `{again}` with the same options takes it to every seed",
         markup=False,
         highlight=False,
         soft_wrap=True,

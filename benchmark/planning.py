@@ -112,18 +112,19 @@ class Plan:
 
 
 Scalar = str | int | float | bool
+_Some = Annotated[list[T], Field(min_length=1)]
 
 
 class _SuiteBlock(BaseModel):
     """Datasets x lines x the values of `grid`, each setting of which takes every value in turn."""
 
     model_config = ConfigDict(extra="forbid")
-    dataset: str | Annotated[list[str], Field(min_length=1)]
-    methods: Annotated[list[str], Field(min_length=1)]
-    backbone: str | list[str] = ""
+    dataset: str | _Some[str]
+    methods: _Some[str]
+    backbone: str | _Some[str] = ""
     weights: str = ""
     settings: dict[str, Scalar] = {}
-    grid: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = {}
+    grid: dict[str, _Some[Scalar]] = {}
     search: dict[str, str] = {}
 
     def requests(self, common: dict[str, Scalar]) -> Iterator[Request]:
@@ -155,7 +156,7 @@ class Suite(BaseModel):
     tuning: Annotated[int, Field(ge=0)] = 0
     settings: dict[str, Scalar] = {}
     splits: bool = False
-    blocks: Annotated[list[_SuiteBlock], Field(min_length=1)]
+    blocks: _Some[_SuiteBlock]
 
     def requests(self) -> Iterator[Request]:
         """Those of all blocks."""
@@ -381,6 +382,8 @@ def _resolve(
 
     if not request.seeds or min(request.seeds) < 0:
         problems.append(f"seeds must be whole numbers from 0, got {list(request.seeds)}")
+    if request.tuning == 1:
+        problems.append("tuning must be 0 (no search) or at least 2 draws, the first of which is the defaults, got 1")
     if request.extra not in ("", "val"):
         problems.append(f"--extra {request.extra}: only val can be had, the granted validation images")
     name = attempt(lambda: MethodName.parse(request.method + ("(+val)" if request.extra else "")))
@@ -452,11 +455,13 @@ def _unused_settings(requests: list[Request]) -> Iterator[str]:
     """Settings and search ranges of a method or source that no request has anything to do with."""
     names = [part for request in requests for part in re.split(r"[+@(]", request.method)]
     named = {*names, PSEUDO}  # which stands behind @pseudo, asked for or not
-    for key in dict.fromkeys(key for request in requests for key in [*request.settings, *request.ranges]):
+    given = [("setting", key) for request in requests for key in request.settings]
+    given += [("search", key) for request in requests for key in request.ranges]
+    for kind, key in dict.fromkeys(given):
         prefix, dot, _ = key.rpartition(".")
         if dot and prefix not in named and (prefix in METHODS or prefix in SOURCES):
             methods = ", ".join(dict.fromkeys(request.method for request in requests))
-            yield f"setting {key} reaches no run: {prefix} has no part in {methods}"
+            yield f"{kind} {key} reaches no run: {prefix} has no part in {methods}"
 
 
 def native_budget(name: MethodName, requires: Requires | None = None) -> str:

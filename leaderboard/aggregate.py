@@ -1,7 +1,7 @@
 """From records to tables: one table per block (dataset, backbone, recipe), one row per method and budget."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,29 +137,29 @@ Cell = list[tuple[Path, RunRecord]]
 def _cells(block: Cell) -> list[Cell]:
     """Records of one block by cell, sorted by seed; of several versions of a method's code the newest counts.
 
-    Searches that chose the same settings have made the same runs: of these too the newest counts.
+    Runs of different searches are different cells, whatever these chose.
     """
     versions: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(lambda: defaultdict(list))
     for path, record in block:
-        config = json.dumps([_settings(record), record.tuned, len(record.candidates), record.criterion], sort_keys=True)
+        config = json.dumps([_settings(record), record.tuned, len(record.candidates)], sort_keys=True)
         versions[record.label, record.budget, config][record.code].append((path, record))
     newest = [
         max(versions[key].values(), key=lambda cell: max((r.created, r.code) for _, r in cell))
         for key in sorted(versions)
     ]
-    ordered = (sorted(cell, key=lambda item: (item[1].seed, item[1].created, item[1].run)) for cell in newest)
-    return [list({record.seed: (path, record) for path, record in cell}.values()) for cell in ordered]
+    cells = []
+    for versed in newest:
+        searches: dict[tuple[str, ...], Cell] = defaultdict(list)
+        for path, record in versed:
+            searches[tuple(record.candidates)].append((path, record))
+        cells += [sorted(searches[key], key=lambda item: item[1].seed) for key in sorted(searches)]
+    return cells
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:
-    """Settings of the method, and those of its source as typed: `SOURCE.KEY`."""
-    return record.config | {f"{record.source}.{key}": value for key, value in record.source_config.items()}
-
-
-def _choices(record: RunRecord) -> dict[str, Any]:
-    """Settings of method, source and recipe, and a paper's selection rule."""
-    rule = {"selection": record.criterion} if record.criterion else {}
-    return _settings(record) | {f"recipe.{key}": value for key, value in record.tuned.items()} | rule
+    """Settings of the method, those of its source as typed, `SOURCE.KEY`, and a paper's rule of selection."""
+    of_source = {f"{record.source}.{key}": value for key, value in record.source_config.items()}
+    return record.config | of_source | ({"selection": record.criterion} if record.criterion else {})
 
 
 def _table(block: Cell) -> Table:
@@ -243,21 +243,30 @@ def _estimate(values: list[float | None], sample: _Sample | None, name: str) -> 
 
 
 def _distinct(cells: list[Cell]) -> list[str]:
-    """Method labels, with the draw that a search chose; where rows of a budget would be called the same, with the
-    settings in which they differ.
+    """Method labels; where a method stands twice at a budget, with the settings in which its rows differ.
+
+    Of searched rows these are the modes alone, since every search draws other numbers; what is still called the same
+    is numbered.
     """
-    rows = [cell[0][1] for cell in cells]
-    draws = [f"draw {record.draw} of {len(record.candidates)}" if record.candidates else "" for record in rows]
-    twins: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for record, draw in zip(rows, draws, strict=True):
-        twins[record.label, record.budget, draw].append(_choices(record))
-    labels = []
-    for record, draw in zip(rows, draws, strict=True):
-        own, others = _choices(record), twins[record.label, record.budget, draw]
+    firsts = [cell[0][1] for cell in cells]
+    twins: dict[tuple[str, str, bool], list[dict[str, Any]]] = defaultdict(list)
+    for record in firsts:
+        twins[record.label, record.budget, bool(record.candidates)].append(_settings(record))
+    parts: list[list[str]] = []
+    for record in firsts:
+        own, searched = _settings(record), bool(record.candidates)
+        others = twins[record.label, record.budget, searched]
         keys = [key for key in own if len({json.dumps(other.get(key)) for other in others}) > 1]
-        details = [*filter(None, [draw]), *(f"{key}={own[key]}" for key in keys)]
-        labels.append(f"{record.label} ({', '.join(details)})" if details else record.label)
-    return labels
+        draw = [f"draw {record.draw} of {len(record.candidates)}"] if searched else []
+        parts.append(draw + [f"{key}={own[key]}" for key in keys if not searched or isinstance(own[key], str)])
+    places = [(record.label, record.budget, *part) for record, part in zip(firsts, parts, strict=True)]
+    for i, (record, part) in enumerate(zip(firsts, parts, strict=True)):
+        if record.candidates and Counter(places)[places[i]] > 1:
+            part.append(f"search {1 + places[:i].count(places[i])}")
+    return [
+        f"{record.label} ({', '.join(part)})" if part else record.label
+        for record, part in zip(firsts, parts, strict=True)
+    ]
 
 
 def _row(cell: Cell, sample: _Sample | None, label: str) -> Row:

@@ -72,16 +72,17 @@ def title(table: Table) -> str:
 def subtitle(table: Table) -> str:
     """What all rows of a table share."""
     recipe = table.recipe
+    patience = f", patience {recipe['patience']}" if recipe.get("patience") else ""
     return (
         f"protocol {table.protocol} · data {table.fingerprint} · {recipe['optimizer']} lr {recipe['lr']:g}, "
         f"weight decay {recipe['weight_decay']:g}, batch {recipe['batch_size']}, {recipe['epochs']} epochs, "
-        f"{recipe['schedule']} · costs on {table.device}"
+        f"{recipe['schedule']}{patience} · costs on {table.device}"
     )
 
 
 def notes(table: Table) -> list[str]:
     """The settings of rows that come from a search."""
-    return [f"{row.method}: {row.settings_text()}" for row in table.rows if row.searched]
+    return [f"{row.method}: {row.settings_text() or 'has no settings'}" for row in table.rows if row.searched]
 
 
 def to_markdown(tables: Iterable[Table], splits: bool = False) -> str:

@@ -304,6 +304,10 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--dataset", "tiny", "--method", "erm", "--tuning", "2", "--search", "recipe.epochs=U(1,9)"),
         ("only recipe.lr and recipe.weight_decay",),
     ),
+    "a search of nothing": (
+        ("--dataset", "tiny", "--method", "irm", "--search", "irm.weight=U(0,1)"),
+        ("nothing is searched; say with --tuning N",),
+    ),
     "a search without a value": (
         ("--dataset", "tiny", "--method", "erm", "--tuning", "2", "--search", "recipe.lr"),
         ("--search recipe.lr: write KEY=RANGE",),

@@ -53,6 +53,27 @@ def test_a_setting_that_reaches_no_run_is_refused(methods: str, key: str, part: 
     assert problems(methods, **{key: "4"}) == [says]
 
 
+def test_a_range_that_reaches_no_run_is_refused() -> None:
+    with pytest.raises(UserError, match=r"search dann\.weight reaches no run: dann has no part in erm"):
+        plan([Request("tiny", "erm", tuning=2, ranges={"dann.weight": "U(0,1)"})])
+
+
+def test_a_search_has_at_least_two_draws() -> None:
+    with pytest.raises(UserError, match="tuning must be 0"):
+        plan([Request("tiny", "erm", tuning=1)])
+
+
+@pytest.mark.parametrize("part", ["blocks = []", "dataset = []", "methods = []", '[blocks.grid]\n"irm.weight" = []'])
+def test_a_suite_of_nothing_is_refused(tmp_path: Path, part: str) -> None:
+    block = {"dataset": 'dataset = "tiny"', "methods": 'methods = ["irm"]'}
+    key = part.partition(" ")[0]
+    lines = [*(line for name, line in block.items() if name != key), part]
+    path = tmp_path / "own.toml"
+    path.write_text("\n".join(['summary = "own"', *([part] if key == "blocks" else ["[[blocks]]", *lines])]))
+    with pytest.raises(UserError, match=r"blocks.*(at least 1 item|valid string)"):
+        read_suite(str(path))
+
+
 @pytest.mark.parametrize(
     ("methods", "key", "value", "settings"),
     [
@@ -262,6 +283,22 @@ def test_show_says_what_host_and_source_do(call: Call) -> None:
     for part in ("method dfr", "source exmap", "n_min = 0", "clusters = 0"):
         assert part in done.out
     assert done.out.index("method dfr") < done.out.index("source exmap")
+
+
+def test_show_explains_the_settings_that_methods_share(call: Call) -> None:
+    out = call("show", "dann").out
+    assert out.index("`env` defines") < out.index("`impl`: the players") < out.index("As of every adversarial")
+
+
+def test_show_tells_the_rows_of_a_suite_apart(call: Call, tmp_path: Path) -> None:
+    out = call("show", "repro/ex2l-main").out
+    assert "protocol paper, selection val-wga-avg" in out
+    assert "best of 20 draws" in out
+    lines = [line for line in out.splitlines() if line.startswith("waterbirds")]
+    assert len(lines) == len(set(lines))
+    path = tmp_path / "own.toml"
+    path.write_text('summary = "own"\n[[blocks]]\ndataset = "tiny"\nmethods = ["irm"]\n')
+    assert "tiny · default backbone · irm" in call("show", path).out
 
 
 @pytest.mark.parametrize("name", ["dfr+", "+dfr", "dfr+exmpa", "exmap+dfr"])

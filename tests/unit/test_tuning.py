@@ -15,6 +15,7 @@ from worstgroup.benchmark.tuning import first_best
 from worstgroup.console import RunReporter
 from worstgroup.leaderboard import aggregate, render
 from worstgroup.leaderboard.verify import verify
+from worstgroup.listing import draws_table
 from worstgroup.terminal import err
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -93,6 +94,39 @@ def test_a_searched_row_stands_alone_in_its_table() -> None:
     assert len(after.runs) == 2
 
 
+def test_searches_that_chose_the_same_are_rows_of_their_own() -> None:
+    for lr in ("{1e-12}", "{2e-12}"):
+        decided(searched("erm", draws=2, ranges={"recipe.lr": lr}))
+    (table,) = aggregate.build(aggregate.collect(find(runs_home())))
+    rows = [row for row in table.rows if row.searched]
+    assert {row.method for row in rows} == {"erm (draw 0 of 2, search 1)", "erm (draw 0 of 2, search 2)"}
+    assert {row.seeds for row in rows} == {SEEDS}
+    assert "erm (draw 0 of 2, search 1): has no settings" in render.to_markdown([table])
+
+
+def test_searched_rows_say_the_modes_in_which_they_differ() -> None:
+    for env in ("attribute", "group"):
+        decided(searched("mmd", draws=2, settings={"recipe.epochs": "1", "mmd.env": env}))
+    (table,) = aggregate.build(aggregate.collect(find(runs_home())))
+    names = [row.method for row in table.rows if row.searched]
+    assert all(any(f"env={env}" in name for name in names) for env in ("attribute", "group")), names
+    assert "weight=" not in "".join(names)
+
+
+def test_a_plain_row_keeps_its_name_beside_a_searched_one() -> None:
+    decided(searched("mmd", draws=2))
+    (table,) = aggregate.build(aggregate.collect(find(runs_home())))
+    assert "mmd" in [row.method for row in table.rows]
+
+
+def test_a_table_of_draws_says_what_the_first_one_has() -> None:
+    changed = searched(draws=2, settings={"recipe.epochs": "1", "groupdro.step_size": "0.5"})
+    for made, says in ((searched(draws=2), "the defaults"), (changed, "step_size=0.5")):
+        candidates, _, _ = decided(made)
+        table = draws_table(made.sweeps[0], {record.run: record for record in candidates})
+        assert next(iter(table.columns[1].cells)) == says
+
+
 def test_the_search_is_in_the_cost() -> None:
     decided(searched())
     run(plan([Request("tiny", "erm", seeds=SEEDS, settings={"recipe.epochs": "2"})]))
@@ -147,17 +181,17 @@ def test_two_searches_of_a_method_stand_side_by_side() -> None:
         run(made.decided(records))
     (table,) = aggregate.build(aggregate.collect(find(runs_home())))
     names = [row.method for row in table.rows if row.searched]
-    assert sorted(names) == [f"groupdro (draw 1 of 2, adjustment={value}.0)" for value in (1, 2)]
+    assert sorted(names) == [f"groupdro (draw 1 of 2, search {number})" for number in (1, 2)]
 
 
-def test_searches_that_choose_the_same_count_a_seed_once() -> None:
+def test_searches_that_choose_the_same_are_two_rows() -> None:
     for epsilon in ("1e-9", "2e-9"):  # with these learning rates nothing is learned, so that the defaults are chosen
         decided(searched("erm", 2, settings={"recipe.epochs": "8"}, ranges={"recipe.lr": f"{{{epsilon}}}"}))
     found = aggregate.collect(find(runs_home()))
     assert len([record for _, record in found if record.candidates]) == 4
     (table,) = aggregate.build(found)
-    (row,) = (row for row in table.rows if row.searched)
-    assert (row.method, row.seeds) == ("erm (draw 0 of 2)", SEEDS)
+    rows = [(row.method, row.seeds) for row in table.rows if row.searched]
+    assert sorted(rows) == [(f"erm (draw 0 of 2, search {number})", SEEDS) for number in (1, 2)]
 
 
 def test_selection_rules_of_papers_are_rows_of_their_own() -> None:
