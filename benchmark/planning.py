@@ -317,7 +317,8 @@ def _specs(request: Request, cell: "_Cell", source: MethodEntry | None, policy: 
 
 def _space(request: Request, cell: "_Cell", source: MethodEntry | None) -> Space:
     parts = [(cell.name.host, cell.config), *([(source.name, cell.source_config)] if source else [])]
-    return Space(tuple(parts), cell.recipe, {key: Search(text) for key, text in request.ranges.items()})
+    fixed = frozenset(key if "." in key else f"{cell.name.host}.{key}" for key in request.settings)
+    return Space(tuple(parts), cell.recipe, {key: Search(text) for key, text in request.ranges.items()}, fixed)
 
 
 def _renamed(run: Planned, names: dict[str, str]) -> Planned:

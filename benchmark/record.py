@@ -272,6 +272,11 @@ class RunRecord(_Part):
         return spec.hash
 
     @property
+    def is_candidate(self) -> bool:
+        """Whether it is one of a search's draws, which stand in no table; draw 0 is the plain run."""
+        return self.draw > 0 and not self.candidates
+
+    @property
     def label(self) -> str:
         """Method as typed on the command line, with its policy."""
         return method_label(self.method, self.source, self.policy, self.extra)

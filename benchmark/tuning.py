@@ -20,13 +20,14 @@ GIVEN_UP = "given up"
 
 @dataclass(frozen=True)
 class Space:
-    """What a search draws from: method and source with the settings that draw 0 has, and the ranges changed by the
-    user, by `recipe.KEY`, `METHOD.KEY` or `SOURCE.KEY`.
+    """What a search draws from: method and source with the settings that draw 0 has; by `recipe.KEY`, `METHOD.KEY` or
+    `SOURCE.KEY` the ranges that the user has `changed`, and the settings that he has `fixed` and gave no range.
     """
 
     parts: tuple[tuple[str, Any], ...]
     recipe: Recipe
     changed: Mapping[str, Search]
+    fixed: frozenset[str] = frozenset()
 
     def at(self, number: int) -> tuple[list[Settings], Settings]:
         """Settings of every part, and those of the recipe that differ, at a draw from 1; raises `UserError`."""
@@ -38,7 +39,8 @@ class Space:
     def _drawn(self, name: str, config: Any, number: int, ranges: dict[str, Search]) -> Any:
         changed = {key.removeprefix(f"{name}."): s for key, s in self.changed.items() if key.startswith(f"{name}.")}
         texts = draw(type(config), ranges | changed, name, number, self.recipe)
-        drawn, problems = override(config, texts, name)
+        free = {key: text for key, text in texts.items() if key in changed or f"{name}.{key}" not in self.fixed}
+        drawn, problems = override(config, free, name)
         if problems:
             raise UserError(f"draw {number}: {'; '.join(problems)}; give a narrower range with --search")
         return drawn

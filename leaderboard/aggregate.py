@@ -91,17 +91,12 @@ def collect(paths: Iterable[Path]) -> list[tuple[Path, RunRecord]]:
     is wrong.
     """
     read = [(path, records.read(path)) for path in paths]
-    finished = [(path, record) for path, record in read if record.status == "finished" and not is_candidate(record)]
+    finished = [(path, record) for path, record in read if record.status == "finished" and not record.is_candidate]
     for path, record in finished:
         for name in ("wga", *MEANS, *(f"gap_{attribute.name}" for attribute in record.attributes)):
             if name not in record.metrics:
                 raise CorruptFile(f"{path}: metrics.{name}: missing")
     return finished
-
-
-def is_candidate(record: RunRecord) -> bool:
-    """Whether a run is one of a search's draws, which stand in no table; draw 0 is the plain run."""
-    return record.draw > 0 and not record.candidates
 
 
 def build(found: Sequence[tuple[Path, RunRecord]], absent: Iterable[Absent] = ()) -> list[Table]:

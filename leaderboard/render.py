@@ -52,7 +52,7 @@ def columns(table: Table, splits: bool = False) -> list[Column]:
     return [
         Column("method", lambda row: row.method),
         Column("budget", lambda row: row.budget + (f" ({row.tag})" if row.tag == "carried" else "")),
-        Column("wga", lambda row: row.reason or _with_interval(row.metrics["wga"])),
+        Column("wga", lambda row: MISSING if row.reason else _with_interval(row.metrics["wga"])),
         *(Column(name.replace("_", " "), lambda row, name=name: _held(row, name)) for name in HELD if splits),  # type: ignore[misc]
         Column("vs erm", lambda row: _difference(row.versus_erm.get("wga"))),
         *(Column(name, lambda row, name=name: _percent(row, name)) for name in MEANS),  # type: ignore[misc]
@@ -81,8 +81,9 @@ def subtitle(table: Table) -> str:
 
 
 def notes(table: Table) -> list[str]:
-    """The settings of rows that come from a search."""
-    return [f"{row.method}: {row.settings_text() or 'has no settings'}" for row in table.rows if row.searched]
+    """The settings of rows that come from a search, and why others are n/a."""
+    searched = [f"{row.method}: {row.settings_text() or 'has no settings'}" for row in table.rows if row.searched]
+    return searched + [f"{row.method} at {row.budget}: n/a, {row.reason}" for row in table.rows if row.reason]
 
 
 def to_markdown(tables: Iterable[Table], splits: bool = False) -> str:

@@ -169,8 +169,9 @@ def test_a_budget_that_a_method_cannot_run_on_is_shown_with_its_reason(call: Cal
     rung = ("run", "--dataset", "tiny", "--seeds", "0", "--method")
     done = call(*rung, "erm,ex2l,dann,resample", "--budget", "none", "--jobs", "1")
     assert done.code == 0
-    assert re.search(r"^ *ex2l +none +needs val-5 or richer *$", done.out, re.MULTILINE)
-    assert re.search(r"^ *dann +none +≡ erm: one environment.* not rerun *$", done.out, re.MULTILINE)
+    assert re.search(r"^ *ex2l +none +n/a +", done.out, re.MULTILINE)
+    assert re.search(r"^ex2l at none: n/a, needs val-5 or richer *$", done.out, re.MULTILINE)
+    assert re.search(r"^dann at none: n/a, ≡ erm: one environment.* not rerun *$", done.out, re.MULTILINE)
     assert re.search(r"^ *resample@class +none ", done.out, re.MULTILINE)
     again = call(*rung, "ex2l", "--budget", "none", "--dry-run")
     assert again.out == "ex2l on tiny · none: n/a (needs val-5 or richer)\n"
@@ -182,7 +183,9 @@ def test_validation_images_can_be_trained_on(call: Call) -> None:
     done = call(*run, "--extra", "val")
     assert done.code == 0
     assert re.search(r"^ *erm\(\+val\) +val-20 \(carried\) ", done.out, re.MULTILINE)
-    assert re.search(r"^ *dfr\(\+val\) +val-20 +it trains on granted validation images anyway", done.out, re.MULTILINE)
+    assert re.search(
+        r"^dfr\(\+val\) at val-20: n/a, it trains on granted validation images anyway", done.out, re.MULTILINE
+    )
     assert "1 records, 0 with differences" in call("verify").out
     assert call(*run, "--extra", "test").code == 2
 

@@ -166,6 +166,15 @@ def test_what_draws_share_does_not_depend_on_which_of_them_comes_first(home: Pat
     assert [one.predictions for one in in_order] == [one.predictions for one in in_reverse[::-1]]
 
 
+def test_what_is_set_is_not_searched_unless_it_has_a_range() -> None:
+    settings = {"groupdro.step_size": "0.5", "recipe.lr": "0.01", "adjustment": "2"}
+    (sweep,) = searched(settings=settings, ranges={"recipe.lr": "U(1,2)"}).sweeps
+    for one in sweep.candidates[1:]:
+        assert dict(one.config) == {"step_size": 0.5, "adjustment": 2.0, "absent": "ignore"}
+        assert 1 <= dict(one.tuned)["lr"] <= 2
+        assert "weight_decay" in dict(one.tuned)
+
+
 def test_searched_erm_rows_train_with_their_own_settings() -> None:
     candidates, _, _ = decided(searched("erm"))
     assert len({one.predictions.sha256 for one in candidates if one.predictions}) == 3
