@@ -13,13 +13,14 @@ from .benchmark import record
 from .benchmark.budget import RUNGS, Budget, Requires
 from .benchmark.errors import CorruptFile, UnknownName
 from .benchmark.home import runs_home
-from .benchmark.planning import entries_fingerprint, find_card, read_suite, suite_names
+from .benchmark.planning import entries_fingerprint, find_card
 from .benchmark.pools import open_pool
 from .benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
 from .benchmark.search import ranges
 from .benchmark.spec import PROTOCOL, PSEUDO, Card, RunSpec
 from .benchmark.store import Store
 from .benchmark.store import prepared as prepared_store
+from .benchmark.suite import read_suite, suite_names
 from .benchmark.tuning import Sweep, first_best, frozen
 
 

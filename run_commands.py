@@ -11,8 +11,9 @@ from .benchmark.machine import cores
 from .terminal import err, interruptible, load_plugins, out, pair, print_leaderboard, print_tables
 
 if TYPE_CHECKING:
-    from .benchmark.planning import Plan, Request, Suite
+    from .benchmark.planning import Plan, Request
     from .benchmark.record import RunRecord
+    from .benchmark.suite import Suite
 
 Backbone = Annotated[str, typer.Option(help="Default: the dataset's own.")]
 Weights = Annotated[
@@ -75,7 +76,8 @@ def run(
 ) -> None:
     """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""
     from .benchmark import executors
-    from .benchmark.planning import DEFAULT_SEEDS, Request, read_suite
+    from .benchmark.planning import DEFAULT_SEEDS, Request
+    from .benchmark.suite import read_suite
 
     load_plugins(plugin)
     settings = dict(pair(text) for text in set_)

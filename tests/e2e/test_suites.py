@@ -10,11 +10,12 @@ from formats.idx import write_mnist
 from formats.spawrious import write_spawrious
 from formats.waterbirds import write_release
 from worstgroup.benchmark.home import data_home
-from worstgroup.benchmark.planning import Request, plan, read_suite, suite_names
+from worstgroup.benchmark.planning import Request, plan
 from worstgroup.benchmark.registry import DATASETS, METHODS
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.search import ranges
 from worstgroup.benchmark.spec import MethodName
+from worstgroup.benchmark.suite import read_suite, suite_names
 
 REPRODUCTIONS = [name for name in suite_names() if name.startswith("repro/")]
 TABLE_6 = {

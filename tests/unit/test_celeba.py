@@ -27,10 +27,11 @@ from worstgroup.benchmark import pictures as engine
 from worstgroup.benchmark.errors import CorruptFile, MissingData, UnknownName, UserError
 from worstgroup.benchmark.home import data_home
 from worstgroup.benchmark.metrics import group_index, lift
-from worstgroup.benchmark.planning import Request, find_card, make_dataset, plan, read_suite
+from worstgroup.benchmark.planning import Request, find_card, make_dataset, plan
 from worstgroup.benchmark.registry import DATASETS, METHODS
 from worstgroup.benchmark.spec import SPLITS, MethodName
 from worstgroup.benchmark.store import Split, Splits, found_card, open_store
+from worstgroup.benchmark.suite import read_suite
 from worstgroup.datasets import celeba, celeba_files
 from worstgroup.datasets.celeba import ATTRIBUTES, EX2L, CelebA
 

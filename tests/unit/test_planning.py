@@ -8,11 +8,12 @@ import pytest
 from formats.drawn import write_drawn
 from helpers import Call
 from worstgroup.benchmark.errors import UserError
-from worstgroup.benchmark.planning import Plan, Request, plan, read_suite
+from worstgroup.benchmark.planning import Plan, Request, plan
 from worstgroup.benchmark.record import read, record_path
 from worstgroup.benchmark.registry import BACKBONES, DATASETS, load_plugin
 from worstgroup.benchmark.runner import run_spec, runs_home
 from worstgroup.benchmark.spec import MethodName
+from worstgroup.benchmark.suite import read_suite
 from worstgroup.leaderboard.verify import verify
 
 pytestmark = pytest.mark.usefixtures("tiny")
