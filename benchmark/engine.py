@@ -183,6 +183,9 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
     with clock.stage(training.stage) as cost, _watched(own) as changed:
         others = cost.scaled(-1)  # a checkpoint holds the bill of its own training, not of the whole stage
         trajectory, best = _restore(training, players, cost)
+        if training.selector is not None:
+            for done in trajectory.epochs:
+                training.watch(training.selector(done.predictions)[0])
         for epoch in range(len(trajectory.epochs) + 1, training.stop + 1):
             if _is_over(trajectory, recipe):
                 break

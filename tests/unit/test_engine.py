@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -393,13 +393,28 @@ def test_where_nothing_is_selected_patience_does_not_count(tmp_path: Path) -> No
 
 
 def test_a_training_killed_in_its_last_epoch_of_patience_does_not_go_on(tmp_path: Path) -> None:
-    scores = [(0.5,), (0.4,), (0.3,)]
-    remaining = iter(scores)
+    remaining = cycle([(0.5,), (0.4,), (0.3,)])  # a training that goes on scores its finished epochs anew
     options: dict[str, Any] = {"epochs": 5, "recipe__patience": "2", "selector": lambda predictions: next(remaining)}
     first = train(tmp_path / "state.pt", **options)
     again = train(tmp_path / "state.pt", **options)
     assert_same(first, again)
     assert len(again.trajectory.epochs) == 3
+
+
+def test_who_watches_sees_every_epoch_of_a_training_that_goes_on(tmp_path: Path) -> None:
+    def watched(state: Path, epochs: int) -> list[float]:
+        seen: list[float] = []
+        task = tiny_task("groupdro", recipe__epochs=str(epochs))
+        task._lab.watch = seen.append
+        made, model = METHODS["groupdro"].make(), task._lab.model()
+        made.setup(task, model)
+        training = task._lab.training("train", state, selector=task.selector())
+        engine.fit(made, model, made.make_sampler(task, task.recipe), training)
+        return seen
+
+    first = watched(tmp_path / "state.pt", 2)
+    assert len(first) == 2
+    assert watched(tmp_path / "state.pt", 4) == watched(tmp_path / "whole.pt", 4)
 
 
 def test_the_score_is_that_of_the_kept_epochs_predictions(tmp_path: Path) -> None:
