@@ -110,9 +110,11 @@ def linear_metrics(record: RunRecord) -> dict[str, Samples]:
 
 
 def sample_metrics(outcome: Outcome, weights: NDArray[np.float32], record: RunRecord) -> dict[str, Samples]:
-    """Samples (S, DRAWS) of the worst-group accuracy and of every linear metric."""
+    """Samples (S, DRAWS) of the worst-group accuracy, the share of correct images, and every linear metric."""
     accuracies = resampled_accuracies(outcome, weights)
-    samples = {"wga": np.nanmin(accuracies, axis=2)}
+    drawn = weights @ outcome.total.sum(axis=1)
+    shares = np.stack([(weights @ correct.sum(axis=1)) / drawn for correct in outcome.correct]).astype(np.float64)
+    samples = {"wga": np.nanmin(accuracies, axis=2), "acc_mean": shares}
     for name, coefficients in linear_metrics(record).items():
         samples[name] = np.where(coefficients != 0, accuracies, 0) @ coefficients
     return samples

@@ -119,6 +119,15 @@ def test_outcome_counts_answers_by_unit_and_group() -> None:
     assert outcome.correct.tolist() == [[[0, 0, 0, 0], [1, 0, 0, 1]]]
 
 
+def test_the_share_of_correct_images_varies_like_a_share() -> None:
+    made = record(counts(90, 40, 10, 60), counts(100, 50, 20, 100))
+    (drawn,) = sampled(made)["acc_mean"]
+    share = 200 / 270
+    assert made.metrics["acc_mean"] == pytest.approx(share)
+    assert drawn.mean() == pytest.approx(share, abs=0.003)
+    assert drawn.std() == pytest.approx((share * (1 - share) / 270) ** 0.5, rel=0.1)
+
+
 def test_outcome_keeps_seeds_apart() -> None:
     made = [record(counts(*[c] * 4), counts(*[10] * 4), seed=seed) for seed, c in ((0, 4), (3, 8))]
     outcome = Outcome.of(made, [predictions(one) for one in made])
