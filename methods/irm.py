@@ -15,7 +15,8 @@ from ..benchmark.errors import require
 from ..benchmark.registry import method
 from ..benchmark.search import Search
 from ..benchmark.task import Task
-from .blocks.environments import EnvironmentObjective, membership, wide
+from .blocks.environments import EnvironmentObjective, membership
+from .blocks.precision import wide
 
 Estimator = Literal["split", "full"]
 

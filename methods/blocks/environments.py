@@ -12,6 +12,7 @@ from ...benchmark.engine import Objective
 from ...benchmark.environments import EnvConfig
 from ...benchmark.spec import Recipe
 from ...benchmark.task import Task
+from .precision import wide
 
 ConfigT = TypeVar("ConfigT", bound=EnvConfig)
 
@@ -71,8 +72,3 @@ def environment_distance(distance: Callable[[Tensor, Tensor], Tensor], features:
     """
     with torch.autocast(features.device.type, enabled=False):
         return distance(wide(features), membership(e, num))
-
-
-def wide(values: Tensor) -> Tensor:
-    """In float32, or what is wider."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

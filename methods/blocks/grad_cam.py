@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...benchmark.backbones import Backbone
+from .precision import wide
 
 
 def target_direction(y: Tensor, num_classes: int) -> Tensor:
@@ -33,7 +34,7 @@ def cam_weights(model: Backbone, maps: Tensor, logits: Tensor, direction: Tensor
         if model.grad_cam == "closed":
             return row / pixels
         norm = next(module for module in model.neck.modules() if isinstance(module, nn.LayerNorm))
-        pooled = _wide(maps).mean((2, 3))
+        pooled = wide(maps).mean((2, 3))
         sigma = (pooled.var(1, correction=0, keepdim=True) + norm.eps).sqrt()
         standard = (pooled - pooled.mean(1, keepdim=True)) / sigma
         row = row * norm.weight
@@ -51,7 +52,7 @@ def xgrad_cam(model: Backbone, maps: Tensor, logits: Tensor, y: Tensor) -> Tenso
     one_hot, detached = F.one_hot(y, model.num_classes), maps.detach()
     if model.grad_cam != "head":  # then the gradient is the same at every pixel, and both kinds of CAM agree
         return _weighted_sum(cam_weights(model, maps, logits, one_hot), detached)
-    gradient, total = _gradient(maps, logits, one_hot), _wide(detached).sum((2, 3))
+    gradient, total = _gradient(maps, logits, one_hot), wide(detached).sum((2, 3))
     return _weighted_sum((gradient * detached).sum((2, 3)) / (total + 1e-7), detached)
 
 
@@ -62,15 +63,10 @@ def _gradient(maps: Tensor, logits: Tensor, direction: Tensor) -> Tensor:
     gradients are enabled here does not matter.
     """
     (gradient,) = torch.autograd.grad(logits, maps, direction.to(logits), retain_graph=True)
-    return _wide(gradient)
+    return wide(gradient)
 
 
 def _weighted_sum(weights: Tensor, maps: Tensor) -> Tensor:
     """`sum_k weights_k maps_k` (B, H, W)."""
     with torch.autocast(maps.device.type, enabled=False):
-        return torch.einsum("bc,bchw->bhw", weights, _wide(maps))
-
-
-def _wide(values: Tensor) -> Tensor:
-    """The same values in float32 if they are in less."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+        return torch.einsum("bc,bchw->bhw", weights, wide(maps))
