@@ -104,12 +104,13 @@ class Budget:
 class Requires:
     """What a method (or a group source) needs, and where it is at home.
 
-    `fit`: whose attributes it fits on. `native`: its rung when none is asked for. `classes`: what becomes of it when no
-    attribute is granted and groups are classes: it runs (`class`), it equals ERM and is not rerun (`erm`), or it does
-    not exist (`n/a`). `masked`: it can train on images of which only some have attributes (the others are -1).
+    `fit`: whose attributes it fits on (`host`: of a source that hands on true ones, those that its host fits on).
+    `native`: its rung when none is asked for. `classes`: what becomes of it when no attribute is granted and groups are
+    classes: it runs (`class`), it equals ERM and is not rerun (`erm`), or it does not exist (`n/a`). `masked`: it can
+    train on images of which only some have attributes (the others are -1).
     """
 
-    fit: Literal["none", "val", "train"] = "none"
+    fit: Literal["none", "val", "train", "host"] = "none"
     native: str = "none"
     classes: Literal["n/a", "class", "erm"] = "n/a"
     masked: bool = False
@@ -134,23 +135,31 @@ class Requires:
             return self._by_classes(f"it {lacks}, so @class does not apply to it")
         if policy:
             return self._by_some(budget, policy)
-        if {"none": True, "val": grant.val_fit, "train": grant.train == 1}[self.fit]:
+        if self._granted(grant):
             return self._at_home(budget)
         if self.fit == "train" and grant.val_fit:
             return Policy("pseudo")
         return self._by_classes("needs val-5 or richer")
 
+    def _granted(self, grant: Rung) -> bool:
+        """Whether a rung grants what is fitted on, at least for some images."""
+        return {"none": True, "val": grant.val_fit, "train": grant.train == 1}.get(self.fit, False)
+
     def _at_home(self, budget: Budget) -> "Policy":
         """Native, or `carried` where the budget grants more than is used: choosing among epochs is native to all."""
-        most = {"none": "select", "val": "val", "train": "train+val"}[self.fit]
+        most = {"none": "select", "val": "val"}.get(self.fit, "train+val")
         home = max(Budget(self.native).order, Budget(most).order)
         return Policy("carried" if budget.order > home else "")
 
     def _composed(self, source: "Requires", budget: Budget, policy: str) -> "Policy":
         if policy:
             return Policy("n/a", f"a source says what groups are, so @{policy} does not apply")
-        if self.fit == "none":
-            return Policy("n/a", "it uses no groups, so a source does not apply to it")
+        if source.fit == "host":
+            if self.fit == "none":
+                return Policy("n/a", "it selects by true groups where the budget grants them; no source is needed")
+            if budget.grant.val < 1 or not self._granted(budget.grant):
+                return Policy("n/a", f"true groups of all images need {'val' if self.fit == 'val' else 'train+val'}")
+            return self._at_home(budget)
         if source.fit != "none" and not budget.grant.val_fit:
             return Policy("n/a", "its source needs val-5 or richer")
         return source._at_home(budget)

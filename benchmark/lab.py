@@ -180,14 +180,20 @@ class Lab:
         return Checkpoint(model, f"{erm.key}/{epoch}")
 
     def cached(
-        self, kind: str, identity: Any, make: Callable[[], Arrays], annotations: Annotations, labelled: bool
-    ) -> Arrays:
-        """Arrays that `make` computes once for all runs of the block; costs and labels that went in are inherited.
+        self,
+        kind: str,
+        identity: Any,
+        make: Callable[[], Arrays],
+        annotations: Annotations,
+        labelled: bool,
+        written: Callable[..., Any],
+    ) -> tuple[Arrays, str]:
+        """Arrays that `make` computes once for all runs of the block, and the key they lie under; costs and labels that
+        went in are inherited.
 
-        Keyed by the identity and by the code of the file that `make` is written in; where it uses attributes
+        Keyed by the identity and by the code of the file that `written` is written in; where `make` uses attributes
         (`labelled`), by the budget too.
         """
-        written = make
         while isinstance(written, partial):
             written = written.func
         code = code_fingerprint(sys.modules[written.__module__])
@@ -220,7 +226,7 @@ class Lab:
             self.clock.inherit(key, StageCost(**cost))
         self.clock.inherit(f"{kind}:{made.key}", made.cost)
         annotations.inherit(inherited["labels"])
-        return {key: made.array(key) for key in inherited["arrays"]}
+        return {key: made.array(key) for key in inherited["arrays"]}, f"{kind}/{made.key}"
 
     def outputs(self, checkpoint: Checkpoint, split: SplitName) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, K), float32 on the CPU, evaluation transform; cached by checkpoint."""

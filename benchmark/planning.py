@@ -18,7 +18,7 @@ from .pools import Report
 from .record import RunRecord
 from .registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
 from .search import RECIPE, Search
-from .selection import CRITERIA
+from .selection import CRITERIA, PSEUDO_WGA
 from .spec import PAPER, PROTOCOL, PSEUDO, Block, Card, MethodName, Recipe, RunSpec, method_label, override
 from .store import Dataset, Store, open_store
 from .tuning import Space, Sweep, frozen
@@ -189,6 +189,7 @@ def _specs(request: Request, cell: "_Cell", source: MethodEntry | None, policy: 
     backbone = request.backbone or cell.card.backbone
     weights, file = _weights(_initial(request, cell.card))
     code, backbone_code = entries_fingerprint(cell.entry, source), _backbone_code(backbone)
+    selects_by_source = source is not None and cell.requires.fit == "none"
     for seed in request.seeds:
         block = Block(
             dataset=store.card.name,
@@ -211,7 +212,7 @@ def _specs(request: Request, cell: "_Cell", source: MethodEntry | None, policy: 
             source_config=frozen(cell.source_config) if source else (),
             extra=cell.name.extra,
             protocol=request.protocol,
-            criterion=request.criterion,
+            criterion=request.criterion or (PSEUDO_WGA if selects_by_source else ""),
         )
 
 
@@ -328,8 +329,9 @@ def _check_criterion(request: Request, budget: Budget) -> None:
     """Raise `UserError` unless the selection rule asked for exists, belongs to a paper, and sees no more labels."""
     if not request.criterion:
         return
-    if request.criterion not in CRITERIA:
-        raise UnknownName("selection", request.criterion, CRITERIA)
+    known = [name for name, criterion in CRITERIA.items() if not criterion.of_source]
+    if request.criterion not in known:
+        raise UnknownName("selection", request.criterion, known)
     if request.protocol != PAPER:
         raise UserError(f"selection {request.criterion}: only under protocol {PAPER}; else the budget's rule selects")
     if CRITERIA[request.criterion].needs_groups and not budget.grant.val:
@@ -368,10 +370,13 @@ def _unused_settings(requests: list[Request]) -> Iterator[str]:
 def native_budget(name: MethodName, requires: Requires | None = None) -> str:
     """The rung of a method when none is asked for; `requires` are its needs, by default as declared.
 
-    A composed method is at home where its source is; what fits on granted validation images at `val` at least.
+    A composed method is at home where its source is, with one that hands on true groups at the poorest rung that grants
+    them all; what fits on granted validation images at `val` at least.
     """
     own = requires or METHODS[name.host].requires
     native = SOURCES[name.source].requires.native if name.source else own.native
+    if name.source and SOURCES[name.source].requires.fit == "host":
+        native = "val" if own.fit == "val" else "train+val"
     if name.policy in SOME or (name.extra and not RUNGS[native].val_fit):
         return "val"
     return native

@@ -15,6 +15,9 @@ from .annotations import Groups
 
 Score = tuple[float, ...]
 
+PSEUDO_WGA = "val-pseudo-wga"
+"""How a method that fits on no groups selects when it is composed with a source of them."""
+
 
 def smoothed_worst_group(correct: metrics.Counts, total: metrics.Counts) -> float:
     """Minimum of (correct + 1) / (n + 2) over all cells; an unseen cell scores 0.5 for every candidate."""
@@ -39,11 +42,14 @@ def _mean(correct: metrics.Counts, total: metrics.Counts) -> Score:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A selection rule: whether it counts over groups or over classes, and the score of the counts."""
+    """A selection rule: whether it counts over true groups (`needs_groups`), over those of the run's group source
+    (`of_source`) or over classes, and the score of the counts.
+    """
 
     name: str
     needs_groups: bool
     score: Callable[[metrics.Counts, metrics.Counts], Score]
+    of_source: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -55,6 +61,7 @@ CRITERIA: dict[str, Criterion] = {
         Criterion("val-worst-class", False, _wga),
         Criterion("val-balanced", False, lambda c, t: (metrics.group_mean_accuracy(c, t),)),
         Criterion("val-mean", False, _mean),
+        Criterion(PSEUDO_WGA, False, _wga, of_source=True),
     )
 }
 

@@ -265,7 +265,9 @@ class RunSpec:
     """`val`: trained on the granted validation images too."""
     protocol: str = PROTOCOL
     criterion: str = ""
-    """Selection rule of a paper, instead of the rung's; under the protocol `paper` only."""
+    """Selection rule instead of the rung's: a paper's, under the protocol `paper`; or the pseudo-groups of the source,
+    where the method itself fits on none.
+    """
     tuned: tuple[tuple[str, Any], ...] = ()
     """Settings of the recipe that a search found for this run's own trainings; the shared ERM keeps the block's."""
     draw: int = 0

@@ -102,13 +102,15 @@ class Task:
         decisions: list[Decision] | None = None,
         replayed: list[Decision] | None = None,
         prefix: str = "",
+        found: dict[Held, Attributes] | None = None,
     ) -> None:
         self.spec = spec
         self.decisions: list[Decision] = [] if decisions is None else decisions
+        self.found: dict[Held, Attributes] = {} if found is None else found
+        """What the group source answered, by split."""
         self._lab, self._annotations, self._source = lab, labels, source
         self._pool, self._select, self._prefix = pool, select, prefix
         self._replayed = replayed
-        self._found: dict[Held, Attributes] = {}
 
     @property
     def card(self) -> Card:
@@ -163,6 +165,7 @@ class Task:
             decisions=self.decisions,
             replayed=self._replayed,
             prefix=self._prefix,
+            found=self.found,
         )
 
     def _rows(self, split: Held) -> list[tuple[Held, Indices]]:
@@ -208,10 +211,10 @@ class Task:
         if self.spec.policy == "class":
             return Attributes.none(len(rows))
         if self._source is not None:
-            if split not in self._found:
+            if split not in self.found:
                 plain = Task(self.spec, self._lab, self._annotations, prefix=self._prefix)
-                self._found[split] = self._source.attributes(plain, split)
-            return self._found[split].at(rows)
+                self.found[split] = self._source.attributes(plain, split)
+            return self.found[split].at(rows)
         if self.spec.policy == "masked":
             known = np.isin(rows, self._annotations.rows(split))
             true = self._annotations.attributes(split, "fit", rows[known])
@@ -233,8 +236,8 @@ class Task:
         return self.attributes("train").joint() if definition == "attribute" else self.groups("train")
 
     def selector(self, rows: Indices | None = None) -> Selector:
-        """The rung's selection rule (under the protocol `paper` the paper's) on validation images: all it may look at,
-        or those among `rows`; billed.
+        """The rung's selection rule (under the protocol `paper` the paper's; the source's groups where the method fits
+        on none) on validation images: all it may look at, or those among `rows`; billed.
         """
         if self._replayed is not None:
             raise UserError("this fit is on the images that were selected by: all it may choose was chosen before")
@@ -244,9 +247,11 @@ class Task:
             seen = seen if narrower is None else np.intersect1d(seen, narrower)
         require(len(seen) > 0, f"budget {self.spec.budget}: there is no image to select by")
         y = self.y("val")[seen]
-        known = (
-            self._annotations.attributes("val", "select", seen) if criterion.needs_groups else Attributes.none(len(y))
-        )
+        known = Attributes.none(len(y))
+        if criterion.needs_groups:
+            known = self._annotations.attributes("val", "select", seen)
+        elif criterion.of_source:
+            known = self._attributes("val", seen)
         return Selector(criterion, seen, y, known.groups(y, self.num_classes))
 
     def halves(self, rows: Indices) -> tuple[Indices, Indices]:
@@ -273,10 +278,34 @@ class Task:
         and which images it trains on. Every run that reads them is billed their cost, and the attributes that went in,
         which are refused unless they are `labelled`.
         """
+        return self._cached(kind, identity, make, labelled, make)[0]
+
+    def _cached(
+        self, kind: str, identity: Any, make: Callable[[], Arrays], labelled: bool, written: Callable[[], Any]
+    ) -> tuple[Arrays, str]:
         policy = self.spec.policy if self.spec.policy in POLICIES else ""
         groups = [self.spec.source, self.spec.source_config, self.spec.code] if self._source else policy
         pool = digest([rows.tolist() for _, rows in self._rows("train")]) if self._pool is not None else ""
-        return self._lab.cached(kind, [identity, groups, pool], make, self._annotations, labelled)
+        return self._lab.cached(kind, [identity, groups, pool], make, self._annotations, labelled, written)
+
+    def shared_network(
+        self, kind: str, identity: Any, make: Callable[[], Checkpoint], *, labelled: bool = False
+    ) -> Checkpoint:
+        """A network of the block's architecture that `make()` trains once for all runs of the block, e.g. an ERM on a
+        part of train; as with `cached`, whoever uses it is billed for it.
+        """
+
+        def weights() -> Arrays:
+            return {name: value.numpy(force=True) for name, value in make().model.state_dict().items()}
+
+        arrays, key = self._cached(kind, identity, weights, labelled, make)
+        model = self._lab.model()
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        return Checkpoint(model, key)
+
+    def initial(self) -> Checkpoint:
+        """The block's untrained network: its initial weights, pretrained where the block's are."""
+        return Checkpoint(self._lab.model(), f"initial/{self.spec.block.key}")
 
     def network(self, num_classes: int, purpose: str) -> Backbone:
         """Another network of the block's family, with `num_classes` outputs and initial weights of its own."""

@@ -68,7 +68,9 @@ EXPECTED: dict[str, Expectation] = {
         budget="val-20",
     ),
     "focal": Expectation("It turns to uncertain images, which are those with noisy stripes in all groups."),
+    "dfr+class": Expectation("Its classes are equally large, in validation too: there is nothing to balance."),
     "groupdro": Expectation(IMPROVES),
+    "groupdro+oracle": Expectation(IMPROVES),
     "groupdro@pseudo": Expectation(IMPROVES, budget="val-20"),
     # Between attributes the share of each class differs, so no classifier is invariant; between groups it is the
     # environment-balanced batches that help, and the penalty, soon at full weight, must leave them their effect.
