@@ -52,7 +52,7 @@ def print_leaderboard(tables: "list[Table]", splits: bool = False) -> None:
 
     print_tables(render.to_terminal(tables, out.width, splits))
     if tables:
-        out.print(render.legend(splits), style="dim", markup=False, highlight=False)
+        out.print(render.legend(tables, splits), style="dim", markup=False, highlight=False)
 
 
 def print_tables(tables: list[Any]) -> None:

@@ -208,6 +208,8 @@ class RunRecord(_Part):
     train_metrics: Values = {}
     """Of the selected model under the evaluation transform; empty in records from before train was predicted."""
     ci: dict[Literal["wga"], tuple[Share, Share]] = {}
+    agreement: dict[Literal["train", "val"], Values] = {}
+    """Of the source's groups with the true ones, on the splits that the method asked for."""
     cost: Cost | None = None
     tuning: Tuning | None = None
     env: dict[str, Any] = {}

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from . import engine, metrics, record
-from .annotations import Annotations, Held, halves
+from .agreement import agreement
+from .annotations import Annotations, Attributes, Held, halves
 from .artifacts import work_folder
 from .cost import Clock, CostReport
 from .errors import DiskError, NonFiniteLoss, UserError, require
@@ -135,12 +136,13 @@ def execute(
 
 @dataclass(frozen=True, eq=False)
 class _Fitted:
-    """What fitting left: the predictor, the rule its epoch was chosen by (None where no epoch was chosen), and the
-    training that it was chosen in, where that was another one.
+    """What fitting left: the predictor, the rule its epoch was chosen by (None where no epoch was chosen), what the
+    group source answered by split, and the training that the epoch was chosen in, where that was another one.
     """
 
     predictor: Predictor
     selector: Selector | None
+    found: dict[Held, Attributes]
     search: engine.Trajectory | None = None
 
 
@@ -159,7 +161,7 @@ def _fit(spec: RunSpec, lab: Lab, annotations: Annotations) -> _Fitted:
         pool = Pool(some, granted[:0]) if spec.policy == "subset" else None
         task = Task(spec, lab, annotations, source=source, pool=pool)
         predictor = _call(spec, task)
-        return _Fitted(predictor, task.selector() if predictor.trajectory else None)
+        return _Fitted(predictor, task.selector() if predictor.trajectory else None, task.found)
 
     y = lab.pixels("val").y.cpu().numpy()[granted]
     fit, select = halves(granted, y, np.random.default_rng(derive_seed(*spec.block.stream, "halves")))
@@ -170,7 +172,8 @@ def _fit(spec: RunSpec, lab: Lab, annotations: Annotations) -> _Fitted:
     predictor = _call(spec, second)
     require(not replayed, f"{spec.method}: the second fit made fewer selections than the first: it must do the same")
     annotations.bill_labels(granted)
-    return _Fitted(predictor, first.selector() if searched.trajectory else None, searched.trajectory)
+    selector = first.selector() if searched.trajectory else None
+    return _Fitted(predictor, selector, second.found, searched.trajectory)
 
 
 def _call(spec: RunSpec, task: Task) -> Predictor:
@@ -285,6 +288,8 @@ def _record(
         if name != "train":  # whose logits would be most of the file, and whose units nothing resamples
             arrays |= {f"{name}_logits": logits[name]}
             arrays |= {f"{name}_unit": splits[name].units().astype(np.int32)} if card.share_labels else {}
+    if card.share_labels:
+        arrays |= {f"{name}_source": found.values.astype(np.int16) for name, found in fitted.found.items()}
     packed = record.pack(arrays)
     worst = metrics.worst_group(*counts["test"])
     predictor, selector = fitted.predictor, fitted.selector
@@ -304,6 +309,9 @@ def _record(
         metrics=metrics.evaluate(*counts["test"], n_train, card.shape, card.attributes),
         val_metrics=metrics.evaluate(*counts["val"], n_train, card.shape, card.attributes),
         train_metrics=metrics.evaluate(*counts["train"], n_train, card.shape, card.attributes),
+        agreement={
+            name: agreement(found, splits[name].a, splits[name].y, card.shape) for name, found in fitted.found.items()
+        },
         ci={"wga": metrics.wilson_interval(int(counts["test"][0][worst]), int(counts["test"][1][worst]))},
         cost=_cost(clock),
         predictions=record.PredictionFile(

@@ -22,6 +22,10 @@ HELD = {"wga_train": "train_metrics", "wga_val": "val_metrics"}
 """Worst-group accuracy on the splits that are not test, and the field of a record that has it."""
 
 
+AGREEMENT = ("ami", "worst_recall")
+"""How a source's groups agree with the true ones."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """A paired difference to ERM with its 95 % interval."""
@@ -58,6 +62,8 @@ class Row:
     cost: CostRatio | None = None
     reason: str = ""
     held: dict[str, Estimate | None] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    """Of the source's groups with the true ones, mean over seeds; empty for a row without a source."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of method and source, and those of the recipe that a search found."""
     searched: bool = False
@@ -275,12 +281,22 @@ def _row(cell: Cell, sample: _Sample | None, label: str) -> Row:
         labels=max(record.labels.total_a for _, record in cell if record.labels),
         settings=_settings(first) | {f"recipe.{key}": value for key, value in first.tuned.items()},
         searched=bool(first.candidates),
+        agreement=_agreement([record for _, record in cell]),
         metrics={name: _estimate([record.metrics[name] for _, record in cell], sample, name) for name in names},
         held={
             name: _estimate([getattr(record, part).get("wga") for _, record in cell], None, name)
             for name, part in HELD.items()
         },
     )
+
+
+def _agreement(cell: list[RunRecord]) -> dict[str, float]:
+    """Agreement of a source's groups with the true ones on the split that is fitted on; train where it is both."""
+    splits = [record.agreement.get("train", record.agreement.get("val")) for record in cell]
+    known = [values for values in splits if values]
+    if len(known) < len(cell):
+        return {}
+    return {name: float(np.mean([values[name] for values in known])) for name in AGREEMENT}
 
 
 def _differences(cell: Cell, sample: _Sample | None, erm: Cell, erm_sample: _Sample | None) -> dict[str, Difference]:

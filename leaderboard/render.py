@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.markup import escape
 from tabulate import tabulate
 
-from .aggregate import HELD, MEANS, Difference, Row, Table
+from .aggregate import AGREEMENT, HELD, MEANS, Difference, Row, Table
 from .statistics import Estimate
 
 MISSING = "n/a"
@@ -26,6 +26,12 @@ LEGEND = (
     "interval (Whac-A-Mole). `labels` attribute labels used. `cost` device seconds relative to the block's ERM: given "
     "its checkpoint / from scratch (+ all draws of its search); `~` when not measured in one session. Percent, mean "
     "over seeds; brackets are 95 % intervals over seeds and test units; `vs erm` is the paired difference in wga."
+)
+
+SOURCE_LEGEND = (
+    "`ami` and `worst recall` tell how far the groups of a source are the true ones on the images fitted on: mutual "
+    "information within the classes, adjusted for chance, and the share of the true group recalled worst that lies in "
+    "groups of which it is the largest part."
 )
 
 SPLITS_LEGEND = (
@@ -42,13 +48,19 @@ class Column:
     cell: Callable[[Row], str]
 
 
-def legend(splits: bool = False) -> str:
+def legend(tables: Iterable[Table], splits: bool = False) -> str:
     """What the columns mean."""
-    return f"{LEGEND} {SPLITS_LEGEND}" if splits else LEGEND
+    sources = any(map(_has_source, tables))
+    return " ".join([LEGEND, *([SOURCE_LEGEND] if sources else []), *([SPLITS_LEGEND] if splits else [])])
+
+
+def _has_source(table: Table) -> bool:
+    return any(row.agreement for row in table.rows)
 
 
 def columns(table: Table, splits: bool = False) -> list[Column]:
     """Columns of one table; with `splits` also wga on train and validation."""
+    sources = _has_source(table)
     return [
         Column("method", lambda row: row.method),
         Column("budget", lambda row: row.budget + (f" ({row.tag})" if row.tag == "carried" else "")),
@@ -57,6 +69,7 @@ def columns(table: Table, splits: bool = False) -> list[Column]:
         Column("vs erm", lambda row: _difference(row.versus_erm.get("wga"))),
         *(Column(name, lambda row, name=name: _percent(row, name)) for name in MEANS),  # type: ignore[misc]
         *(Column(gap, lambda row, gap=gap: _gap(row, gap)) for gap in table.gaps),  # type: ignore[misc]
+        *(Column(name.replace("_", " "), lambda row, name=name: _share(row, name)) for name in AGREEMENT if sources),  # type: ignore[misc]
         Column("labels", lambda row: "" if row.reason else f"{row.labels:,}"),
         Column("cost", lambda row: "" if row.reason else _cost(row)),
         Column("seeds", lambda row: "" if row.reason else str(len(row.seeds))),
@@ -88,13 +101,13 @@ def notes(table: Table) -> list[str]:
 
 def to_markdown(tables: Iterable[Table], splits: bool = False) -> str:
     """One Markdown section per table, and the legend."""
-    parts = []
+    parts, tables = [], list(tables)
     for table in tables:
         shown = columns(table, splits)
         rows = [[_markdown(column.cell(row)) for column in shown] for row in table.rows]
         body = tabulate(rows, [column.heading for column in shown], tablefmt="github", disable_numparse=True)
         parts += [f"## {_markdown(title(table))}", _markdown(subtitle(table)), body, *map(_markdown, notes(table))]
-    return "\n\n".join([*parts, legend(splits)]) + "\n" if parts else "No finished run yet.\n"
+    return "\n\n".join([*parts, legend(tables, splits)]) + "\n" if parts else "No finished run yet.\n"
 
 
 def to_csv(tables: Iterable[Table]) -> str:
@@ -122,6 +135,7 @@ def to_csv(tables: Iterable[Table]) -> str:
                 if name.startswith("gap_"):
                     line[f"{name}_amplified"] = int(row.amplified(name))
             line |= {name: _number(row.held.get(name), "mean") for name in HELD}
+            line |= {f"source_{name}": f"{row.agreement[name]:.6g}" for name in AGREEMENT if name in row.agreement}
             for key in ("mean", "low", "high"):
                 line[f"wga_vs_erm_{key}"] = _number(row.versus_erm.get("wga"), key)
             line["cost_marginal"] = _number(row.cost, "marginal")
@@ -177,6 +191,11 @@ def _fit(cells: dict[str, list[str]], width: int) -> list[list[str]]:
         parts[-1].append(heading)
         used += size[heading]
     return parts
+
+
+def _share(row: Row, name: str) -> str:
+    """Agreement of the row's source, empty without one."""
+    return f"{100 * row.agreement[name]:.0f}" if name in row.agreement else ""
 
 
 def _percent(row: Row, name: str) -> str:

@@ -9,12 +9,13 @@ import numpy as np
 
 from ..benchmark import metrics
 from ..benchmark import record as records
-from ..benchmark.annotations import Indices, grant_by_class, granted, halves, most_labels
+from ..benchmark.agreement import agreement
+from ..benchmark.annotations import Attributes, Indices, grant_by_class, granted, halves, most_labels
 from ..benchmark.budget import Budget
 from ..benchmark.errors import CorruptFile, UserError
 from ..benchmark.record import Arrays, EpochRow, RunRecord
 from ..benchmark.search import RECIPE
-from ..benchmark.selection import CRITERIA, Criterion, first_best
+from ..benchmark.selection import CRITERIA, PSEUDO_WGA, Criterion, first_best
 from ..benchmark.spec import PAPER, SplitName, derive_seed
 from ..benchmark.tuning import cost_of, score_of
 from ..benchmark.tuning import first_best as best_draw
@@ -60,7 +61,8 @@ def verify(path: Path) -> Verdict:
         problems = [*_groups(record), *_arrays(record, arrays)]
         if not problems:
             problems += [*_predictions(record, arrays), *(_labels(record, arrays) if has_labels else ())]
-            problems += [*_metrics(record), *_selection(record, arrays), *_ledger(record), *_tuning(record, path)]
+            problems += [*_metrics(record), *(_agreement(record, arrays) if has_labels else ())]
+            problems += [*_selection(record, arrays), *_ledger(record), *_tuning(record, path)]
         problems += _identity(record)
     except (CorruptFile, UserError) as error:
         return Verdict(path, "none", (str(error),))
@@ -125,6 +127,10 @@ def _arrays(record: RunRecord, arrays: Arrays) -> Iterator[str]:
                 yield f"predictions: {name}_{part} is missing"
             elif array.shape != shape or array.dtype.kind not in ("f" if part == "logits" else "i"):
                 yield f"predictions: {name}_{part} has shape {array.shape} and type {array.dtype}"
+    for name in record.agreement if has_labels else ():
+        n, found = counts[TOTALS[name]].sum(), arrays.get(f"{name}_source", np.empty(()))
+        if found.ndim != 2 or len(found) != n or found.dtype.kind != "i" or (found.size and found.min() < 0):
+            yield f"predictions: {name}_source is not one row of group values for each of {n} images"
 
 
 def _metrics(record: RunRecord) -> Iterator[str]:
@@ -175,11 +181,28 @@ def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
                 yield f"groups.{g}.{field}: the record says {counts[field][g]}, the predictions give {expected[g]}"
 
 
+def _agreement(record: RunRecord, arrays: Arrays) -> Iterator[str]:
+    """Agreement of the source's groups with the true ones."""
+    if set(record.agreement) != {name.removesuffix("_source") for name in arrays if name.endswith("_source")}:
+        yield f"agreement: {sorted(record.agreement)} are not the splits whose source groups are stored"
+        return
+    for name, said in record.agreement.items():
+        y, a = arrays[f"{name}_y"].astype(np.int64), arrays[f"{name}_a"].astype(np.int64)
+        yield from _differences(f"agreement.{name}", said, agreement(_found(arrays, name), a, y, record.shape))
+
+
+def _found(arrays: Arrays, name: str) -> Attributes:
+    """What the group source answered for a split."""
+    values = arrays[f"{name}_source"].astype(np.int64)
+    return Attributes(values, tuple(int(column.max()) + 1 for column in values.T))
+
+
 def _selection(record: RunRecord, arrays: Arrays) -> Iterator[str]:
     """The rung's rule was used, and an epoch chosen by it is the first best of the training it was chosen in."""
     chosen, budget = record.selection, Budget.parse(record.budget)
     rule = record.criterion or budget.grant.criterion
-    if record.criterion and record.protocol != PAPER:
+    by_source = bool(record.source) and record.criterion == PSEUDO_WGA
+    if record.criterion and record.protocol != PAPER and not by_source:
         yield f"criterion: {record.criterion}, protocol {record.protocol} selects by the budget's rule"
     if chosen is None or chosen.criterion != rule:
         found = chosen and chosen.criterion
@@ -222,6 +245,9 @@ def _seen(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays)
     if chosen is None:
         return
     criterion = CRITERIA[chosen.criterion]
+    if criterion.of_source:
+        yield from _seen_by_source(record, epochs, field, arrays)
+        return
     total = _pooled(record, counts["m_val"], budget, criterion)
     seen = np.array(chosen.seen)
     if len(seen) != len(total) or (seen > total).any():
@@ -247,6 +273,25 @@ def _seen(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays)
         most = int(grant_by_class(_by_class(record, counts["m_val"]), budget.grant.val).sum())
         if not 0 < seen.sum() <= most - bool(record.search):
             yield f"selection.seen: {seen.sum()} images, budget {budget} grants {most} to fit on and to select by"
+
+
+def _seen_by_source(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays) -> Iterator[str]:
+    """Selection looked at the groups of the source, on all of validation where no image of it was fitted on."""
+    chosen = record.selection
+    if chosen is None or chosen.step is None or "val_source" not in arrays or "val_y" not in arrays:
+        return
+    y = arrays["val_y"].astype(np.int64)
+    rows = np.arange(len(y)) if not record.search else _selected_by(record, y, Budget.parse(record.budget))
+    groups = _found(arrays, "val").at(rows).groups(y[rows], record.shape[0])
+    correct, total = metrics.group_counts((arrays["val_prediction"] == y)[rows], groups.index, groups.num)
+    # How groups are numbered depends on how many values the source knows; an empty one changes nothing.
+    if sorted(filter(None, chosen.seen)) != sorted(filter(None, total.tolist())):
+        yield f"selection.seen: {chosen.seen}, the source's groups have {total.tolist()} images"
+    elif not record.search:  # the predictions are those of the model that it chose
+        said = sorted(zip(chosen.seen, epochs[chosen.step - 1].correct_seen, strict=True), reverse=True)
+        made = sorted(zip(total.tolist(), correct.tolist(), strict=True), reverse=True)
+        if [pair for pair in said if pair[0]] != [pair for pair in made if pair[0]]:
+            yield f"{field}.{chosen.step - 1}.correct_seen: does not agree with the predictions"
 
 
 def _selected_by(record: RunRecord, y: Indices, budget: Budget) -> Indices:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -6,6 +8,13 @@ RATIOS = pytest.StashKey[dict[str, str]]()
 
 def pytest_configure(config):
     config.stash[RATIOS] = {}
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """Speed is not measured beside other tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("measured alone: pytest tests/speed")
 
 
 @pytest.fixture

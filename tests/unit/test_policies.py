@@ -2,6 +2,7 @@
 
 import pytest
 from worstgroup.benchmark.budget import RUNGS, Budget, Policy, Requires
+from worstgroup.benchmark.planning import native_budget
 from worstgroup.benchmark.registry import METHODS, SOURCES
 from worstgroup.benchmark.spec import MethodName
 
@@ -30,6 +31,7 @@ TABLE: dict[str, str] = {
 CASES = [(name, rung, tag) for name, row in TABLE.items() for rung, tag in zip(COLUMNS, row.split(), strict=True)]
 NOT_RERUN = "≡ erm: one environment, nothing to match; not rerun"
 BLIND = Requires(native="none")
+ORACLE = Requires(fit="host", native="train+val")
 SUPERVISED = Requires(fit="val", native="val-5")
 
 
@@ -125,8 +127,22 @@ def test_a_composed_method_is_at_home_where_its_source_is(method: str, source: R
 
 
 @pytest.mark.parametrize("method", ["erm", "jtt", "lff", "mac"])
-def test_a_source_does_not_apply_without_groups(method: str) -> None:
-    assert resolve(method, "val", source=BLIND).reason == "it uses no groups, so a source does not apply to it"
+def test_a_source_selects_for_a_method_without_groups(method: str) -> None:
+    assert resolve(method, "none", source=BLIND) == Policy("")
+    assert resolve(method, "val", source=BLIND) == Policy("carried")
+    reason = "it selects by true groups where the budget grants them; no source is needed"
+    assert resolve(method, "train+val", source=ORACLE) == Policy("n/a", reason)
+
+
+@pytest.mark.parametrize(("method", "poorest"), [("dfr", "val"), ("groupdro", "train+val")])
+def test_the_oracle_needs_the_true_groups_of_all_images(method: str, poorest: str) -> None:
+    for rung, granted in RUNGS.items():
+        policy = resolve(method, rung, source=ORACLE)
+        if RUNGS[poorest].train <= granted.train and granted.val_fit and granted.val == 1:
+            assert policy.tag in ("", "carried")
+        else:
+            assert policy == Policy("n/a", f"true groups of all images need {poorest}")
+    assert native_budget(MethodName(method, "oracle")) == poorest
 
 
 @pytest.mark.parametrize("policy", ["class", "pseudo", "subset", "masked"])
