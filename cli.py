@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import data_commands, run_commands
+from . import data_commands, explain_commands, run_commands
 from .benchmark.errors import UserError
 from .terminal import err, load_plugins, out, print_leaderboard, print_tables
 
@@ -63,6 +63,7 @@ def main() -> None:
 
 app.command()(run_commands.run)
 app.command()(run_commands.tune)
+app.command()(explain_commands.explain)
 
 
 @app.command("ls")

@@ -33,34 +33,34 @@ def contact_sheet(store: Store, path: Path) -> None:
     sheet = Image.new("RGB", (right, HEAD + len(rows) * (height + GAP)), _PAPER)
     pen = ImageDraw.Draw(sheet)
     title, small = ImageFont.load_default(16), ImageFont.load_default(12)
-    pen.text((GAP, GAP), _fitting(f"{card.name}: {card.title}", title, right - 2 * GAP), _INK, title)
+    pen.text((GAP, GAP), fitting(f"{card.name}: {card.title}", title, right - 2 * GAP), _INK, title)
     pen.text((GAP, HEAD - 20), "group, then images in train / val / test", _PALE, small)
     for line, g in enumerate(rows):
         top = HEAD + line * (height + GAP)
         counts = " / ".join(f"{card.counts[name][g]:,}" for name in SPLITS)
-        pen.text((GAP, top + 4), _fitting(card.group_names()[g], title, LABEL - 2 * GAP), _INK, title)
+        pen.text((GAP, top + 4), fitting(card.group_names()[g], title, LABEL - 2 * GAP), _INK, title)
         pen.text((GAP, top + 26), counts, _PALE, small)
     left = LABEL
     for name, columns in COLUMNS.items():
         pen.text((left, HEAD - 20), name, _PALE, small)
         for line, g in enumerate(rows):
-            for column, picture in enumerate(_examples(store, name, g, columns)):
+            for column, picture in enumerate(examples(store, name, g, columns)):
                 shown = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
                 sheet.paste(shown, (left + column * (width + GAP), HEAD + line * (height + GAP)))
         left += columns * (width + GAP) + SIDE // 4
-    write_bytes(path, _png(sheet))
+    write_bytes(path, png(sheet))
 
 
-def _examples(store: Store, name: SplitName, g: int, most: int) -> list[NDArray[np.uint8]]:
+def examples(store: Store, name: SplitName, g: int, most: int) -> list[NDArray[np.uint8]]:
     """Up to `most` pictures (h, w, 3) of a group, evenly spaced over the split."""
     split = store.split(name)
     members = np.flatnonzero(metrics.group_index(split.y, split.a, store.card.shape) == g)
     chosen = members[np.linspace(0, len(members) - 1, min(most, len(members))).astype(int)] if len(members) else []
     images: Any = split.images
-    return [_rgb(np.asarray(images[row])) for row in split.image_rows()[chosen]]
+    return [rgb(np.asarray(images[row])) for row in split.image_rows()[chosen]]
 
 
-def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture of 1, 2 or 3 channels as red, green and blue."""
     channels = image.shape[2]
     if channels == 1:
@@ -68,7 +68,7 @@ def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([image, np.zeros((*image.shape[:2], 3 - channels), np.uint8)], axis=2)
 
 
-def _fitting(text: str, font: Any, width: int) -> str:
+def fitting(text: str, font: Any, width: int) -> str:
     """The text, cut with dots where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
@@ -77,7 +77,8 @@ def _fitting(text: str, font: Any, width: int) -> str:
     return text + "..."
 
 
-def _png(sheet: Image.Image) -> bytes:
+def png(sheet: Image.Image) -> bytes:
+    """The file's content."""
     content = BytesIO()
     sheet.save(content, "PNG")
     return content.getvalue()

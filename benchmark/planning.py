@@ -187,7 +187,7 @@ def plan(
 def _specs(request: Request, cell: "_Cell", source: MethodEntry | None, policy: str, store: Store) -> Iterator[RunSpec]:
     """One run per seed."""
     backbone = request.backbone or cell.card.backbone
-    weights, file = _weights(_initial(request, cell.card))
+    weights, file = weights_identity(_initial(request, cell.card))
     code, backbone_code = entries_fingerprint(cell.entry, source), _backbone_code(backbone)
     selects_by_source = source is not None and cell.requires.fit == "none"
     for seed in request.seeds:
@@ -403,7 +403,7 @@ def _split_settings(settings: dict[str, str], host: str, source: str) -> tuple[d
     return parts
 
 
-def _weights(weights: str) -> tuple[str, str]:
+def weights_identity(weights: str) -> tuple[str, str]:
     """Identity of the initial weights, by content where it is a file, and the file's path."""
     path = Path(weights)
     if not path.is_file():

@@ -251,11 +251,21 @@ class RunRecord(_Part):
 
     def identity_hash(self) -> str:
         """The run hash that the identity fields give; an edited field changes it."""
-        recipe = Recipe(**self.recipe)
+        return self.spec().hash
+
+    def spec(self, weights_file: str = "") -> RunSpec:
+        """The run that this is the record of; `weights_file` is the file that its initial weights were read from."""
         block = Block(
-            self.dataset, self.fingerprint, self.backbone, self.weights, recipe, self.seed, self.backbone_code
+            dataset=self.dataset,
+            fingerprint=self.fingerprint,
+            backbone=self.backbone,
+            weights=self.weights,
+            recipe=Recipe(**self.recipe),
+            seed=self.seed,
+            backbone_code=self.backbone_code,
+            weights_file=weights_file,
         )
-        spec = RunSpec(
+        return RunSpec(
             block=block,
             method=self.method,
             source=self.source,
@@ -271,7 +281,6 @@ class RunRecord(_Part):
             draw=self.draw,
             candidates=tuple(self.candidates),
         )
-        return spec.hash
 
     @property
     def is_candidate(self) -> bool:

@@ -124,14 +124,31 @@ def execute(
 ) -> tuple[RunRecord, bytes]:
     """Fit, then predict every split, then score; `facts` are the record's fields known beforehand."""
     lab = Lab(spec.block, store, clock.device, clock, progress, watch)
-    held: dict[Held, Split] = {"train": store.split("train"), "val": store.split("val")}
-    y, a = ({name: getattr(split, part) for name, split in held.items()} for part in ("y", "a"))
-    env = {name: split.env for name, split in held.items() if split.env is not None}
-    annotations = Annotations(store.card, y, a, spec.budget, spec.block.seed, env)
+    annotations = _annotations(spec, store)
     fitted = _fit(spec, lab, annotations)
     lab.test_is_open = True
     logits: dict[SplitName, NDArray[np.float32]] = {name: _logits(lab, fitted.predictor, name) for name in SPLITS}
     return _record(facts, store, fitted, annotations, clock, logits)
+
+
+def refit(spec: RunSpec, store: Store, progress: Progress = lambda stage, epoch, epochs: None) -> tuple[Lab, Predictor]:
+    """Make a run's model again, for a look at it, with all splits open; nothing is recorded.
+
+    On the same machine and with the same code and threads it is the very model that the record tells of.
+    """
+    lab = Lab(spec.block, store, pick_device(), Clock(pick_device()), progress)
+    annotations = _annotations(spec, store)
+    predictor = _fit(spec, lab, annotations).predictor
+    shutil.rmtree(work_folder(spec.hash), ignore_errors=True)
+    lab.test_is_open = True
+    return lab, predictor
+
+
+def _annotations(spec: RunSpec, store: Store) -> Annotations:
+    held: dict[Held, Split] = {"train": store.split("train"), "val": store.split("val")}
+    y, a = ({name: getattr(split, part) for name, split in held.items()} for part in ("y", "a"))
+    env = {name: split.env for name, split in held.items() if split.env is not None}
+    return Annotations(store.card, y, a, spec.budget, spec.block.seed, env)
 
 
 @dataclass(frozen=True, eq=False)

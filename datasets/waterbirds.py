@@ -26,6 +26,7 @@ from .waterbirds_release import (
     drawn_birds,
     on_black,
     on_grey,
+    on_nothing,
     read_release,
 )
 
@@ -128,6 +129,23 @@ _FG_GREY = _variant(
     sources=(_RELEASE, _MASKS),
     params={"background": GREY, "threshold": THRESHOLD},
 )
+_MASK = _variant(
+    "mask",
+    "Waterbirds, where the birds are: test pictures are white where the bird is and black elsewhere",
+    "Train and validation are the usual ones; test pictures are CUB's masks > 200, for reports on what a model looks "
+    "at (`worstgroup explain RUN --attribution`). It is no test set.",
+    sources=(_RELEASE, _MASKS),
+    params={"silhouette": True, "threshold": THRESHOLD},
+)
+_BIASED = _variant(
+    "biased-val",
+    "Waterbirds with validation biased like train",
+    "Of each class validation keeps the pictures on its usual place and, drawn with a seed, as many on the other as "
+    "in train; train and test are the usual ones. Where validation is balanced within each class, balancing classes "
+    "does what balancing groups does; here sources of groups can matter.",
+    counts=COUNTS | {"val": (467, 25, 7, 133)},
+    params={"seed": 0, "val": "biased"},
+)
 _NO_MINORITY = _variant(
     "no-minority",
     "Waterbirds, trained without landbirds on water and waterbirds on land",
@@ -195,6 +213,36 @@ def foreground_grey(card: Card, root: Path | None) -> Splits:
     return splits | {"test": replace(splits["test"], images=images, rows=None)}
 
 
+def silhouettes(card: Card, root: Path | None) -> Splits:
+    """Where the birds of the test pictures are; train and validation share the usual pool."""
+    release = read_release(card.name, root)
+    splits = release.splits(card.pixels)
+    images = cut_out_birds(release, splits["test"].image_rows(), on_nothing, card.pixels)
+    return splits | {"test": replace(splits["test"], images=images, rows=None)}
+
+
+def biased_validation(card: Card, root: Path | None) -> Splits:
+    """Validation with the shares of train within each class."""
+    splits = official(card, root)
+    train, val = splits["train"], splits["val"]
+    return splits | {"val": val.take(draw_biased(_group(train), _group(val), card.params["seed"]))}
+
+
+def draw_biased(train: NDArray[np.int64], val: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Examples of validation, ascending: all of each class's larger train group, of its other one the share of train.
+
+    `train` and `val` are groups (n,), two of each class; at least one example of every group is kept.
+    """
+    shares, random = np.bincount(train, minlength=4), np.random.RandomState(seed)
+    kept = []
+    for pair in ([0, 1], [2, 3]):
+        major, minor = sorted(pair, key=lambda g: -shares[g])
+        usual, other = np.flatnonzero(val == major), np.flatnonzero(val == minor)
+        wanted = max(1, round(len(usual) * shares[minor] / shares[major]))
+        kept += [usual, random.permutation(other)[:wanted]]
+    return np.sort(np.concatenate(kept))
+
+
 def without_minority(card: Card, root: Path | None) -> Splits:
     """Train without the groups of the card's parameters."""
     splits = official(card, root)
@@ -240,6 +288,8 @@ _VARIANTS: dict[str, tuple[Card, Callable[[Card, Path | None], Splits]]] = {
     "place": (_PLACE, by_place),
     "fg-black": (_FG_BLACK, foreground_black),
     "fg-grey": (_FG_GREY, foreground_grey),
+    "mask": (_MASK, silhouettes),
+    "biased-val": (_BIASED, biased_validation),
     "no-minority": (_NO_MINORITY, without_minority),
     "ex2l": (_EX2L, two_environments),
     "built": (_BUILT, built),

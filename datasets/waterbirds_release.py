@@ -130,6 +130,12 @@ def on_grey(photo: Image.Image, mask: Image.Image) -> Image.Image:
     return _cut_out(photo, mask, GREY)
 
 
+def on_nothing(photo: Image.Image, mask: Image.Image) -> Image.Image:
+    """White where the bird is, black elsewhere."""
+    check_size(photo, mask)
+    return mask.convert("L").point(lambda value: 255 * (value > THRESHOLD)).convert("RGB")
+
+
 def _cut_out(photo: Image.Image, mask: Image.Image, level: int) -> Image.Image:
     """A binary mask even for grey: a soft one would let the place shine through at the bird's rim."""
     check_size(photo, mask)

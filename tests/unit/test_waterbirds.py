@@ -16,18 +16,21 @@ from formats.waterbirds import (
     write_release,
     write_table,
 )
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 from worstgroup.benchmark.errors import CorruptFile, MissingData, UserError
 from worstgroup.benchmark.home import data_home
 from worstgroup.benchmark.planning import make_dataset
 from worstgroup.benchmark.spec import SPLITS
-from worstgroup.benchmark.store import Store, found_card, open_store
-from worstgroup.datasets.waterbirds import ENVIRONMENTS, WATERBIRDS, draw_environments
-from worstgroup.datasets.waterbirds_release import FOLDERS, on_black, on_grey
+from worstgroup.benchmark.store import Split, Store, found_card, open_store
+from worstgroup.datasets.waterbirds import COUNTS as OFFICIAL
+from worstgroup.datasets.waterbirds import ENVIRONMENTS, WATERBIRDS, draw_biased, draw_environments
+from worstgroup.datasets.waterbirds_release import FOLDERS, on_black, on_grey, on_nothing
 
 MINI = Path(__file__).parents[3] / "shared/data/waterbirds_mini"
-VARIANTS = ("waterbirds", *(f"waterbirds:{v}" for v in ("place", "fg-black", "fg-grey", "no-minority", "ex2l")))
+NAMES = ("place", "fg-black", "fg-grey", "mask", "biased-val", "no-minority", "ex2l")
+VARIANTS = ("waterbirds", *(f"waterbirds:{variant}" for variant in NAMES))
 GREY = (150, 150, 150)
 
 
@@ -61,8 +64,9 @@ def corner(image: np.ndarray) -> list[int]:
 
 def test_cards_have_the_official_counts() -> None:
     counts = {name: make_dataset(name)[1].counts for name in VARIANTS}
-    for variant in counts.values():
-        assert [sum(variant[split]) for split in ("val", "test")] == [1199, 5794]
+    for name, variant in counts.items():
+        val = 632 if name == "waterbirds:biased-val" else 1199
+        assert [sum(variant[split]) for split in ("val", "test")] == [val, 5794]
     assert sum(counts["waterbirds"]["train"]) == 4795
     assert counts["waterbirds:place"]["train"] == (3498, 56, 184, 1057)
     assert counts["waterbirds:place"]["test"] == (2255, 642, 2255, 642)
@@ -229,9 +233,9 @@ def test_variants_share_decoded_pictures(tmp_path: Path) -> None:
     stores = {name: opened(name, root) for name in VARIANTS}
     usual = stores["waterbirds"].pools["train"]
     for name, store in stores.items():
-        own = name in ("waterbirds:fg-black", "waterbirds:fg-grey")
+        own = name in ("waterbirds:fg-black", "waterbirds:fg-grey", "waterbirds:mask")
         assert [store.pools[split] == usual for split in SPLITS] == [True, True, not own]
-    assert pools() == 3  # the usual one, and the test birds on black and on grey
+    assert pools() == 4  # the usual one, and the test birds on black, on grey and in white
     assert len({store.fingerprint for store in stores.values()}) == len(VARIANTS)
 
 
@@ -252,6 +256,29 @@ def test_cut_out_is_the_picture_times_the_mask_above_200() -> None:
     bird = np.asarray(mask)[..., None] > 200
     assert np.array_equal(on_black(photo, mask), np.asarray(photo) * bird)
     assert np.array_equal(on_grey(photo, mask.convert("RGBA")), np.where(bird, np.asarray(photo), 150))
+
+
+def group_of(split: Split) -> NDArray[np.int64]:
+    return 2 * split.y + split.a[:, 0]
+
+
+def test_a_silhouette_is_white_where_the_mask_is_above_200() -> None:
+    photo = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 60, 3), np.uint8))
+    mask = draw_mask(photo.size, 1)
+    white = np.asarray(on_nothing(photo, mask))
+    assert np.array_equal(white, np.repeat(255 * (np.asarray(mask)[..., None] > 200), 3, axis=2))
+    with pytest.raises(ValueError, match="its mask"):
+        on_nothing(photo, mask.resize((10, 10)))
+
+
+def test_biased_validation_has_the_shares_of_train_within_each_class() -> None:
+    train, val = np.repeat(range(4), [90, 10, 5, 100]), np.repeat(range(4), [40, 40, 20, 20])
+    kept = draw_biased(train, val, 0)
+    assert np.bincount(val[kept]).tolist() == [40, 4, 1, 20]
+    assert (np.diff(kept) > 0).all()
+    assert np.array_equal(kept, draw_biased(train, val, 0))
+    official = draw_biased(*(np.repeat(range(4), OFFICIAL[name]) for name in ("train", "val")), 0)
+    assert len(official) == sum(make_dataset("waterbirds:biased-val")[1].counts["val"])
 
 
 @pytest.mark.parametrize(("variant", "colour"), [("fg-black", (0, 0, 0)), ("fg-grey", GREY)])
@@ -366,6 +393,7 @@ def test_the_real_reduced_set() -> None:
     assert found.name == "waterbirds[custom]"
     assert found.counts == {"train": (665, 35, 15, 285), "val": (149, 149, 61, 61), "test": (359, 359, 136, 136)}
     assert splits["test"].images[2408:].shape == (2, 224, 224, 3)
+    assert np.bincount(group_of(make_dataset("waterbirds:biased-val")[0].load(MINI)["val"])).tolist() == [149, 8, 3, 61]
     black = make_dataset("waterbirds:fg-black")[0].load(MINI)["test"]
     assert len(black.images) == 990
     assert 0.2 < (black.images[:20] == 0).mean() < 0.99
