@@ -20,7 +20,7 @@ from ..benchmark.registry import method
 from ..benchmark.search import Search
 from ..benchmark.spec import Card, Recipe
 from ..benchmark.task import Task
-from .blocks.grad_cam import grad_cam
+from .blocks.grad_cam import grad_cam, map_size
 from .blocks.similarity import SIMILARITIES, MapNorm, similarity
 
 FEWEST = 4
@@ -84,12 +84,9 @@ class EX2L(Objective[Config]):
         self.sampler = config.sampler
 
     @staticmethod
-    @torch.no_grad()
     def check_model(model: Backbone, card: Card) -> None:
         """Raise `UserError` when the maps of the dataset's images are too small to be compared."""
-        height, width, channels = card.image
-        maps = model.eval().trunk(torch.zeros(1, channels, height, width))
-        rows, columns = maps.shape[2:]
+        rows, columns = map_size(model, card)
         require(
             rows * columns >= FEWEST,
             f"ex2l: {model.name} ends in maps of {rows}x{columns} pixels for {card.name}, too few to compare; "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..benchmark.annotations import Groups
 from ..benchmark.backbones import Backbone
 from ..benchmark.budget import Requires
 from ..benchmark.data import Batch
@@ -28,8 +29,13 @@ class Config:
     absent: Literal["ignore", "renorm"] = "ignore"
 
     def __post_init__(self) -> None:
-        require(self.step_size >= 0, f"groupdro.step_size must be at least 0, got {self.step_size}")
-        require(self.adjustment >= 0, f"groupdro.adjustment must be at least 0, got {self.adjustment}")
+        validate("groupdro", self)
+
+
+def validate(method: str, config: Config) -> None:
+    """Raise `UserError` for values that cannot be meant; `method` is the prefix of their keys."""
+    for name in ("step_size", "adjustment"):
+        require(getattr(config, name) >= 0, f"{method}.{name} must be at least 0, got {getattr(config, name)}")
 
 
 @method(
@@ -52,11 +58,15 @@ class GroupDRO(Objective[Config]):
 
     def setup(self, task: Task, model: Backbone) -> None:
         super().setup(task, model)
-        groups = task.groups("train")
+        groups = self.groups(task)
         self.group = torch.from_numpy(groups.index).to(task.device)
         sizes = torch.from_numpy(groups.counts()).to(task.device)
         self.shift = self.config.adjustment / sizes.clamp(min=1).float().sqrt()
         self.log_q = torch.log_softmax((sizes > 0).float().log(), dim=0)  # -inf for a group without images, for good
+
+    def groups(self, task: Task) -> Groups:
+        """Groups of the images trained on; override to infer them."""
+        return task.groups("train")
 
     def loss(self, batch: Batch) -> Tensor:
         losses = F.cross_entropy(self.model(batch.x), batch.y, reduction="none")

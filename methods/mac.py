@@ -15,7 +15,7 @@ from ..benchmark.errors import require
 from ..benchmark.registry import method
 from ..benchmark.spec import Recipe
 from ..benchmark.task import Predictor, Task
-from .blocks.grad_cam import xgrad_cam
+from .blocks.grad_cam import predicted_cam
 from .blocks.masks import combined, partners, removed, top_mask
 
 
@@ -99,7 +99,7 @@ class Head(Objective[Config]):
 
     def loss(self, batch: Batch) -> Tensor:
         x, y = batch.x, batch.y
-        features, heat = self.explained(x)
+        features, heat = predicted_cam(self.erm, x)
         mask, fill = top_mask(heat, (x.shape[2], x.shape[3]), self.config.share), x.mean((0, 2, 3), keepdim=True)
         loss = F.cross_entropy(self.model.head(features), y)
         if self.config.alpha:
@@ -107,14 +107,6 @@ class Head(Objective[Config]):
         if self.config.beta:
             loss = loss + self.config.beta * self.head_loss(combined(x, mask, partners(y), fill), y)
         return loss
-
-    def explained(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, d), and the XGrad-CAM maps (B, h, w) of ERM's predictions."""
-        with torch.no_grad():
-            maps = self.erm.trunk(x)
-        features = self.erm.neck(maps.requires_grad_(self.erm.grad_cam == "head"))
-        logits = self.erm.head(features)
-        return features.detach(), xgrad_cam(self.erm, maps, logits, logits.argmax(1))
 
     def head_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of images, with a graph of the head only."""

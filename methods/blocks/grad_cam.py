@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...benchmark.backbones import Backbone
+from ...benchmark.spec import Card
 from .precision import wide
 
 
@@ -54,6 +55,26 @@ def xgrad_cam(model: Backbone, maps: Tensor, logits: Tensor, y: Tensor) -> Tenso
         return _weighted_sum(cam_weights(model, maps, logits, one_hot), detached)
     gradient, total = _gradient(maps, logits, one_hot), wide(detached).sum((2, 3))
     return _weighted_sum((gradient * detached).sum((2, 3)) / (total + 1e-7), detached)
+
+
+def predicted_cam(model: Backbone, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (B, d) of images x, and the XGrad-CAM maps (B, h, w) of the classes that `model` predicts; detached.
+
+    One forward pass without a graph of the trunk.
+    """
+    with torch.no_grad():
+        maps = model.trunk(x)
+    features = model.neck(maps.requires_grad_(model.grad_cam == "head"))
+    logits = model.head(features)
+    return features.detach(), xgrad_cam(model, maps, logits, logits.argmax(1))
+
+
+@torch.no_grad()
+def map_size(model: Backbone, card: Card) -> tuple[int, int]:
+    """Rows and columns of the maps of a dataset's images."""
+    height, width, channels = card.image
+    rows, columns = model.eval().trunk(torch.zeros(1, channels, height, width)).shape[2:]
+    return rows, columns
 
 
 def _gradient(maps: Tensor, logits: Tensor, direction: Tensor) -> Tensor:

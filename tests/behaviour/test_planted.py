@@ -39,6 +39,7 @@ class Expectation:
 
 # Keys are methods as typed on the command line; an empty budget is the method's native one.
 EXPECTED: dict[str, Expectation] = {
+    "barack": Expectation(IMPROVES),
     "bsoftmax": Expectation("Its classes are equally large, where it is ERM, bit for bit."),
     "cbloss": Expectation(IMPROVES),
     # Its ramp takes 10,000 steps where nothing else is said, and a training here has 315.
@@ -59,6 +60,9 @@ EXPECTED: dict[str, Expectation] = {
     "dfr": Expectation(IMPROVES),
     # Heatmaps tell where a model looks: at the same square, red or blue, they look alike.
     "dfr+exmap": Expectation(IMPROVES, dataset="planted:place"),
+    # The images that its heads dispute most agree with the shortcut, as most of validation does: their labels choose
+    # the head that follows it, attributes the other one.
+    "divdis": Expectation(IMPROVES, budget="select"),
     "erm": Expectation("It is the reference."),
     # No more than ReSample, which is lambda2 = 0, does; with `sampler=random` it is worse than ERM.
     "ex2l": Expectation(IMPROVES),
@@ -82,6 +86,10 @@ EXPECTED: dict[str, Expectation] = {
     "lisa": Expectation(IMPROVES),
     # It takes what ERM attends to for the core: the square would be kept, a tint of the rest is swapped.
     "mac": Expectation(IMPROVES, dataset="planted:tint"),
+    "masktune": Expectation(
+        "It blackens a tenth of the square, or half of it with `multiplier=1`, and then an eighth of the stripes' side "
+        "too: what is left of the square has the same colour."
+    ),
     "mixup": Expectation("Mixtures agree with the shortcut as often as images do: it predicts both labels alike."),
     # Hiding the square's colour hides some of the class too, and still the worst group gains.
     "mmd": Expectation(IMPROVES),

@@ -38,7 +38,7 @@ def test_the_shares_of_the_mask_add_up_to_its_size() -> None:
         found, f = shares(one, shape), float(shape.float().mean())
         kept = float(top_mask(one[None], (56, 56), attribution.SHARE).float().mean())
         assert found["mask_fg"] * f + found["mask_bg"] * (1 - f) == pytest.approx(kept, abs=1e-6)
-    assert (attribution.SHARE - 0.203) / (0.807 - 0.203) == pytest.approx(0.16, abs=0.005)
+    assert pytest.approx(0.16, abs=0.005) == (attribution.SHARE - 0.203) / (0.807 - 0.203)
 
 
 def test_scores_do_not_depend_on_the_scale_of_a_map() -> None:

@@ -16,7 +16,8 @@ TABLE: dict[str, str] = {
     "jtt": FREE,
     "lff": FREE,
     "mac": FREE,
-    **dict.fromkeys(("bsoftmax", "cnc", "cvardro", "focal", "ldam", "mixup"), FREE),
+    **dict.fromkeys(("bsoftmax", "cnc", "cvardro", "divdis", "focal", "ldam", "masktune", "mixup"), FREE),
+    "barack": "n/a n/a - - - - carried",
     "dfr": "class class - - - carried carried",
     "groupdro": f"class class {TRAINS}",
     "resample": f"class class {TRAINS}",
@@ -157,7 +158,7 @@ def test_the_predictor_needs_the_first_rung_to_fit_on() -> None:
 # ------------------------------------------------------------------------------------------ extra validation images
 
 
-@pytest.mark.parametrize("method", [name for name in TABLE if name != "dfr"])
+@pytest.mark.parametrize("method", [name for name in TABLE if name not in ("barack", "dfr", "divdis")])
 def test_extra_images_change_no_tag(method: str) -> None:
     for rung in ("val-5", "val-20", "val", "train-10", "train+val"):
         assert resolve(method, rung, extra=True) == resolve(method, rung), rung
@@ -165,7 +166,10 @@ def test_extra_images_change_no_tag(method: str) -> None:
         assert resolve(method, rung, extra=True) == Policy("n/a", "extra val needs val-5 or richer"), rung
 
 
-@pytest.mark.parametrize(("method", "policy"), [("dfr", ""), ("groupdro", "subset"), ("dann", "masked")])
+@pytest.mark.parametrize(
+    ("method", "policy"),
+    [("dfr", ""), ("barack", ""), ("divdis", ""), ("groupdro", "subset"), ("dann", "masked")],
+)
 def test_what_trains_on_validation_anyway_takes_no_extra(method: str, policy: str) -> None:
     assert "extra val does not apply" in resolve(method, "val-20", policy, extra=True).reason
 
