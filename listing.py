@@ -213,6 +213,8 @@ def _dataset(card: Card) -> str:
         lines.append(f"transform {name}{chosen}: {transform.steps or 'none'}")
     if card.environments:
         lines.append(f"training environments: {', '.join(card.environments)}")
+    if card.interventions:
+        lines.append(f"interventions rendered on train images: {', '.join(card.interventions)}")
     lines += ["", *_groups(card)]
     recipe = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(card.recipe).items())
     lines += ["", f"default backbone: {card.backbone}, weights {card.weights}", f"default recipe: {recipe}"]
@@ -247,6 +249,8 @@ def _method(kind: str, entry: MethodEntry) -> str:
     needs = entry.requires
     lines = [f"{kind} {entry.name}", "", inspect.getdoc(entry.cls) or "", "", f"paper: {entry.paper}"]
     lines.append(f"fits on attributes of: {needs.fit}; native budget: {needs.native}")
+    if needs.rendered:
+        lines.append("privileged: trains on rendered interventions, n/a where a dataset has none")
     if needs.fit != "none":
         lines += [f"at {name}: {_at(needs, name)}" for name in ("none", "val-20")]
     fields = dataclasses.fields(entry.config)

@@ -73,7 +73,10 @@ class Attributes:
 
 @dataclass(frozen=True)
 class Labels:
-    """Annotations used by a run, by purpose (spec: metrics and protocol, section 6)."""
+    """Annotations used by a run, by purpose (spec: metrics and protocol, section 6).
+
+    `n_rendered` counts no annotations but images with a shortcut replaced: who has them knows what the shortcuts are.
+    """
 
     n_train_a: int = 0
     n_val_a_fit: int = 0
@@ -81,6 +84,7 @@ class Labels:
     n_env: int = 0
     n_y_extra: int = 0
     total_a: int = 0
+    n_rendered: int = 0
 
 
 # ------------------------------------------------------------------------------------------------- drawing subsets
@@ -141,7 +145,7 @@ def halves(
 
 Used = dict[str, NDArray[np.bool_]]
 """Which images' attributes were used, by `split:purpose`; under `val:y` whose class labels went into fitting, under
-`split:env` whose native environments."""
+`split:env` whose native environments, under `train:views` whose views."""
 
 
 class Annotations:
@@ -210,6 +214,10 @@ class Annotations:
         """Note that class labels of held-out (validation) images went into fitting."""
         self._used["val:y"][rows] = True
 
+    def bill_views(self, rows: Indices) -> None:
+        """Note that all views of these train images went into fitting."""
+        self._used["train:views"][rows] = True
+
     @contextmanager
     def apart(self, *, closed: bool) -> Iterator[Used]:
         """Meter what happens inside on a ledger of its own, handed out; `closed` refuses every attribute."""
@@ -239,9 +247,10 @@ class Annotations:
             n_env=count["train:env"] + count["val:env"],
             n_y_extra=count["val:y"],
             total_a=k * (count["train:fit"] + either),
+            n_rendered=len(self.card.interventions) * count["train:views"],
         )
 
 
-_FREE = ("val:y", "train:env", "val:env")
+_FREE = ("val:y", "train:env", "val:env", "train:views")
 _KEYS = ("train:fit", "val:fit", "val:select", *_FREE)
 _REFUSED = "a shared artifact declared as made without attributes (labelled=False) asks for some"

@@ -108,7 +108,8 @@ class Requires:
     `native`: its rung when none is asked for. `classes`: what becomes of it when no attribute is granted and groups are
     classes: it runs (`class`), it equals ERM and is not rerun (`erm`), or it does not exist (`n/a`). `masked`: it can
     train on images of which only some have attributes (the others are -1). `unlabelled`: it trains on all validation
-    images without their labels.
+    images without their labels. `rendered`: it trains on images with a shortcut replaced, which not every dataset
+    renders.
     """
 
     fit: Literal["none", "val", "train", "host"] = "none"
@@ -116,6 +117,11 @@ class Requires:
     classes: Literal["n/a", "class", "erm"] = "n/a"
     masked: bool = False
     unlabelled: bool = False
+    rendered: bool = False
+
+    def lacks(self, card: "Card") -> str:
+        """Why it does not exist on a dataset, empty where it does."""
+        return "the dataset renders no interventions" if self.rendered and not card.interventions else ""
 
     def resolve(
         self, budget: Budget, policy: str = "", source: "Requires | None" = None, extra: bool = False

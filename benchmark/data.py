@@ -252,9 +252,9 @@ Sampler = Callable[[torch.Generator], Sequence[Tensor]]
 """Index batches of one epoch, drawn from a generator."""
 
 
-def random_order(n: int, recipe: Recipe) -> Sampler:
-    """Every example once, shuffled (ERM's sampler)."""
-    return lambda generator: _cut(torch.randperm(n, generator=generator), recipe.batch_size)
+def random_order(n: int, recipe: Recipe, draws: int | None = None) -> Sampler:
+    """Every example once, shuffled (ERM's sampler); with `draws` the first so many of them."""
+    return lambda generator: _cut(torch.randperm(n, generator=generator)[:draws], recipe.batch_size)
 
 
 def weighted(weights: Tensor, recipe: Recipe, draws: int = 0) -> Sampler:

@@ -63,7 +63,7 @@ class Lab:
         self.test_is_open = False
         self._claimed: list[Counter[str]] = [Counter()]
         self._scopes: list[str] = []
-        self._pixels: dict[SplitName, Pixels] = {}
+        self._pixels: dict[tuple[SplitName, str], Pixels] = {}
         model = self._build().to(device)
         self._mean, self._std = normalization(model, store.card)
         # the first pass in a process pays for lazy initialisation, which is nobody's cost
@@ -113,19 +113,20 @@ class Lab:
             self._scopes.pop()
             self._claimed.pop()
 
-    def pixels(self, split: SplitName) -> Pixels:
-        """Pixels and labels of a split, loaded on first use; raises `BudgetExceeded` for the test split before `fit`
-        has returned.
+    def pixels(self, split: SplitName, view: str = "") -> Pixels:
+        """Pixels and labels of a split, or of a view of it, loaded on first use; raises `BudgetExceeded` for the test
+        split before `fit` has returned.
         """
         if split == "test" and not self.test_is_open:
             raise BudgetExceeded("the test split is not for methods: the engine predicts it after fit has returned")
-        if split not in self._pixels:
+        if (split, view) not in self._pixels:
             with self.clock.paused():  # gigabytes may be moved to a GPU, for whoever comes first
                 data = self.store.split(split)
-                self._pixels[split] = Pixels(
-                    data.images, data.y, self._mean, self._std, self.device, self.recipe.channels_last, data.rows
+                images, rows = (data.views[view], None) if view else (data.images, data.rows)
+                self._pixels[split, view] = Pixels(
+                    images, data.y, self._mean, self._std, self.device, self.recipe.channels_last, rows
                 )
-        return self._pixels[split]
+        return self._pixels[split, view]
 
     def training(self, stage: str, state: Path, **options: Any) -> engine.Training:
         """A training of this block; all methods draw from the same image order and augmentation streams."""
@@ -228,14 +229,15 @@ class Lab:
         annotations.inherit(inherited["labels"])
         return {key: made.array(key) for key in inherited["arrays"]}, f"{kind}/{made.key}"
 
-    def outputs(self, checkpoint: Checkpoint, split: SplitName) -> tuple[Tensor, Tensor]:
+    def outputs(self, checkpoint: Checkpoint, split: SplitName, view: str = "") -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, K), float32 on the CPU, evaluation transform; cached by checkpoint."""
-        stage = f"features:{split}"
+        name = f"{split}:{view}" if view else split
+        stage = f"features:{name}"
 
         def compute() -> tuple[Tensor, Tensor]:
             model = checkpoint.model
             with self.clock.stage(stage), torch.no_grad():
-                features = engine.predict(model.features, model, self.pixels(split), self.recipe)
+                features = engine.predict(model.features, model, self.pixels(split, view), self.recipe)
                 return features, model.head(features.to(self.device)).float().cpu()
 
         if checkpoint.key is None:
@@ -247,7 +249,7 @@ class Lab:
             np.save(folder / "logits.npy", logits.numpy())
             return self.clock.stages.pop(stage)
 
-        made = artifact("features", {"checkpoint": checkpoint.key, "split": split}, make, self.clock.paused)
+        made = artifact("features", {"checkpoint": checkpoint.key, "split": name}, make, self.clock.paused)
         if split != "test":  # predicting the test split is evaluation: no method pays for it
             self.clock.inherit(f"features:{made.key}", made.cost)
         return torch.from_numpy(made.array("features")), torch.from_numpy(made.array("logits"))

@@ -166,9 +166,10 @@ def plan(
         backbone = request.backbone or card.backbone
         needs = cell.source.requires if cell.source else None
         policy = cell.requires.resolve(budget, name.policy, needs, bool(name.extra))
-        if policy.reason:
+        reason = cell.requires.lacks(card) or policy.reason
+        if reason:
             label = method_label(name.host, name.source, name.policy, name.extra)
-            absent = Absent(card.name, backbone, label, str(budget), policy.reason)
+            absent = Absent(card.name, backbone, label, str(budget), reason)
             runs.append(Planned(f"{label} on {card.name} · {budget}", absent=absent))
             continue
         source = SOURCES[PSEUDO] if policy.tag == "pseudo" else cell.source

@@ -100,6 +100,8 @@ class Ledger(_Part):
     n_env: Count
     n_y_extra: Count
     total_a: Count
+    n_rendered: Count = 0
+    """Images with a shortcut replaced that were trained on: no annotation, but privileged."""
 
 
 class GroupRow(_Part):

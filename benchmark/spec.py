@@ -137,6 +137,8 @@ class Card:
     """Whether files in the same format with other counts are taken, under the name `NAME[custom]`."""
     environments: tuple[str, ...] = ()
     """Names of the training environments that come with the dataset."""
+    interventions: tuple[str, ...] = ()
+    """Attributes whose shortcut can be replaced: of each there is a view of every train image (`Split.views`)."""
     transforms: dict[str, Transform] = field(default_factory=dict)
     """Transforms by name, the default one first; empty where pixels are not read from pictures."""
     transform: str = ""

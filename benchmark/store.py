@@ -9,7 +9,8 @@ import hashlib
 import re
 import shutil
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -35,6 +36,9 @@ class Split:
 
     Example i is image `rows[i]`, or image i without `rows`. Examples that show the same object (one digit on several
     backgrounds) share a unit; intervals resample units. `env` (n,) numbers the training environments of the card.
+
+    `views` has, for each of the card's interventions, an image of every example (in their order, not by `rows`): the
+    example with that shortcut taken from a random example of another class, and all else kept. Only train has any.
     """
 
     images: ImageSource
@@ -43,12 +47,13 @@ class Split:
     unit: NDArray[np.int64] | None = None
     rows: NDArray[np.int64] | None = None
     env: NDArray[np.int64] | None = None
+    views: Mapping[str, ImageSource] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, chosen: NDArray[np.int64]) -> "Split":
-        """These examples, in this order, as a split of the same images."""
+        """These examples, in this order, as a split of the same images; without views."""
         unit, env = (None if part is None else part[chosen] for part in (self.unit, self.env))
         return Split(self.images, self.y[chosen], self.a[chosen], unit, self.image_rows()[chosen], env)
 
@@ -87,7 +92,7 @@ class _Manifest(BaseModel):
     card: str
     counts: dict[SplitName, tuple[int, ...]]
     labels: dict[SplitName, str]
-    pools: dict[SplitName, str]
+    pools: dict[str, str]
     sizes: dict[str, int]
     fingerprint: str
 
@@ -96,13 +101,13 @@ class _Manifest(BaseModel):
 class Store:
     """An opened store: `fingerprint` identifies pixels and labels, `card` says what they mean.
 
-    `pools` names the pixel pool of each split.
+    `pools` names the pixel pool of each split, and under `train:ATTRIBUTE` that of a view.
     """
 
     path: Path
     card: Card
     fingerprint: str
-    pools: dict[SplitName, str]
+    pools: dict[str, str]
 
     def split(self, name: SplitName) -> Split:
         """Memory-mapped images and labels of one split; raises `CorruptFile`."""
@@ -112,7 +117,10 @@ class Store:
                 parts = {key: labels[key] for key in labels.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise CorruptFile(f"{path}: cannot be read; delete the folder, it is rebuilt.") from error
-        return Split(open_pool(self.pools[name]), **parts)
+        views = {key.removeprefix(f"{name}:"): pool for key, pool in self.pools.items() if key.startswith(f"{name}:")}
+        return Split(
+            open_pool(self.pools[name]), **parts, views={view: open_pool(pool) for view, pool in views.items()}
+        )
 
 
 def open_store(
@@ -218,7 +226,10 @@ def _told(counts: tuple[int, ...]) -> str:
 
 def splits_key(splits: Splits) -> str:
     """Identity of splits whose images know their own: a `source_key` for datasets that read files."""
-    return digest({name: [split_hash(split), cast(Any, split.images).key] for name, split in splits.items()})
+    pictures = {name: [split.images, *split.views.values()] for name, split in splits.items()}
+    return digest(
+        {name: [split_hash(splits[name]), *(cast(Any, one).key for one in pictures[name])] for name in splits}
+    )
 
 
 def split_hash(split: Split) -> str:
@@ -266,7 +277,8 @@ def _hint(card: Card, missing: str) -> str:
 def _asset(card: Card) -> list[Any]:
     """What of a card decides what is stored."""
     pixels = asdict(card.pixels) if card.transforms else None
-    return [_meaning(card), card.image, card.dtype, pixels, card.params]
+    views = [card.interventions] if card.interventions else []  # others keep the key that they always had
+    return [_meaning(card), card.image, card.dtype, pixels, card.params, *views]
 
 
 def _slug(name: str) -> str:
@@ -291,7 +303,11 @@ def _has_pools(store: Store) -> bool:
 def _counts(card: Card, name: SplitName, split: Split) -> tuple[int, ...]:
     if len(split) == 0:
         raise CorruptFile(f"{card.name}: the {name} split is empty")
-    lengths = {part: len(values) for part, values in _labels(split).items()}
+    views = card.interventions if name == "train" else ()
+    if set(split.views) != set(views):
+        said = " and ".join(views) or "none"
+        raise CorruptFile(f"{card.name}: the {name} split has views {sorted(split.views)}, the card says {said}")
+    lengths = {part: len(values) for part, values in (*_labels(split).items(), *split.views.items())}
     if set(lengths.values()) != {len(split)}:
         raise CorruptFile(f"{card.name}: the {name} split has parts of different lengths: {lengths}")
     rows, images = split.image_rows(), len(split.images)
@@ -317,12 +333,14 @@ def _labels(split: Split) -> dict[str, NDArray[np.int64]]:
     return {name: np.ascontiguousarray(part, dtype=np.int64) for name, part in parts.items() if part is not None}
 
 
-def _ensure_pools(splits: Splits, card: Card, report: Report) -> dict[SplitName, str]:
-    """Build the pools of all splits that lack theirs; the key of each split's."""
+def _ensure_pools(splits: Splits, card: Card, report: Report) -> dict[str, str]:
+    """Build the pools of all splits and views that lack theirs; the key of each."""
+    sources = {name: splits[name].images for name in SPLITS} | {
+        f"{name}:{view}": images for name in SPLITS for view, images in splits[name].views.items()
+    }
     keys: dict[int, str] = {}
-    pools: dict[SplitName, str] = {}
-    for name in SPLITS:
-        images = splits[name].images
+    pools: dict[str, str] = {}
+    for name, images in sources.items():
         if id(images) not in keys:
             keys[id(images)] = pool_key(images, card.image, card.dtype, card.name)
             ensure_pool(images, keys[id(images)], card.image, card.dtype, card.name, report)
@@ -353,7 +371,7 @@ def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report)
     write_folder(path, fill)
 
 
-def _fingerprint(card: Card, labels: dict[SplitName, str], pools: dict[SplitName, str]) -> str:
+def _fingerprint(card: Card, labels: dict[SplitName, str], pools: dict[str, str]) -> str:
     return digest([_meaning(card), labels, pools])[:16]
 
 

@@ -52,11 +52,14 @@ class Predictor:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Images that a run trains on: rows of train, then rows of validation, those maybe without class labels (-1)."""
+    """Images that a run trains on: rows of train, then rows of validation, those maybe without class labels (-1), then
+    the rows of train again in each of the `views`.
+    """
 
     train: Indices
     val: Indices
     labels: bool = True
+    views: tuple[str, ...] = ()
 
     def parts(self) -> list[tuple[Held, Indices]]:
         """Splits that have rows in it, and the rows."""
@@ -134,7 +137,7 @@ class Task:
 
     def size(self, split: Held) -> int:
         """Number of images."""
-        return sum(len(rows) for _, rows in self._rows(split))
+        return len(self._of(split))
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A generator of its own for every purpose, the same for every method of the block and at every call."""
@@ -155,13 +158,30 @@ class Task:
         """
         if labels:
             self._annotations.bill_labels(val)
+        return self._training_on(Pool(train, val, labels), np.arange(0) if select is None else select)
+
+    def with_interventions(self) -> tuple["Task", Indices]:
+        """The same run, training also on views of its train images, each with one shortcut replaced by another class's.
+
+        The shift (m,) of each of its images says which one: 0 is none, j the j-th of `card.interventions`. Views are
+        billed; of them only the class is known, no attribute. Raises `UserError` where the dataset has none.
+        """
+        names = self.card.interventions
+        require(bool(names), f"{self.card.name} renders no interventions; say Requires(rendered=True) to be n/a there")
+        pool = self._pool or Pool(np.arange(len(self._lab.pixels("train"))), np.arange(0))
+        self._annotations.bill_views(pool.train)
+        sizes = [len(pool.train) + len(pool.val), *(len(pool.train) for _ in names)]
+        task = self._training_on(replace(pool, views=names), self._select)
+        return task, np.repeat(np.arange(1 + len(names)), sizes)
+
+    def _training_on(self, pool: Pool, select: Indices | None) -> "Task":
         return Task(
             self.spec,
             self._lab,
             self._annotations,
             source=self._source,
-            pool=Pool(train, val, labels),
-            select=np.arange(0) if select is None else select,
+            pool=pool,
+            select=select,
             decisions=self.decisions,
             replayed=self._replayed,
             prefix=self._prefix,
@@ -285,7 +305,7 @@ class Task:
     ) -> tuple[Arrays, str]:
         policy = self.spec.policy if self.spec.policy in POLICIES else ""
         groups = [self.spec.source, self.spec.source_config, self.spec.code] if self._source else policy
-        pool = digest([rows.tolist() for _, rows in self._rows("train")]) if self._pool is not None else ""
+        pool = digest([*(rows.tolist() for _, rows in self._rows("train")), *self._pool.views]) if self._pool else ""
         return self._lab.cached(kind, [identity, groups, pool], make, self._annotations, labelled, written)
 
     def shared_network(
@@ -395,7 +415,9 @@ class Task:
         if split == "val" or self._pool is None:
             return self._lab.pixels(split)
         parts = [(self._lab.pixels(part), rows) for part, rows in self._pool.parts()]
-        return Joined(parts, labels=[part == "train" or self._pool.labels for part, _ in self._pool.parts()])
+        parts += [(self._lab.pixels("train", view), self._pool.train) for view in self._pool.views]
+        shown = [part == "train" or self._pool.labels for part, _ in self._pool.parts()]
+        return Joined(parts, labels=[*shown, *(True for _ in self._pool.views)])
 
     def images(self, split: Held, size: int = 128) -> Iterator[Tensor]:
         """Batches of images (B, C, H, W) in order, under the evaluation transform; bill what is done with them."""
@@ -425,11 +447,21 @@ class Task:
 
     def features(self, checkpoint: Checkpoint, split: Held) -> Tensor:
         """Penultimate features (n, d), float32 on the CPU, under the evaluation transform."""
-        return torch.cat([self._lab.outputs(checkpoint, part)[0][rows] for part, rows in self._rows(split)])
+        return torch.cat([features for features, _ in self._outputs(checkpoint, split)])
 
     def logits(self, checkpoint: Checkpoint, split: Held) -> Tensor:
         """Logits (n, K), float32 on the CPU, under the evaluation transform."""
-        return torch.cat([self._lab.outputs(checkpoint, part)[1][rows] for part, rows in self._rows(split)])
+        return torch.cat([logits for _, logits in self._outputs(checkpoint, split)])
+
+    def _outputs(self, checkpoint: Checkpoint, split: Held) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and logits of each part of a split as this task sees it."""
+        for part, rows in self._rows(split):
+            features, logits = self._lab.outputs(checkpoint, part)
+            yield features[rows], logits[rows]
+        if split == "train" and self._pool is not None:
+            for view in self._pool.views:
+                features, logits = self._lab.outputs(checkpoint, "train", view)
+                yield features[self._pool.train], logits[self._pool.train]
 
     def choose(
         self, predictions: Iterable[NDArray[np.integer[Any]]], rows: Indices | None = None

@@ -23,6 +23,7 @@ from ..benchmark.spec import Attribute, Card, Recipe, SplitName, digest
 from ..benchmark.store import Split, Splits, search
 from .coloring import Tinted, family_card, hold_out
 from .idx import Digits, Family
+from .interventions import donors
 
 SKEWS = {"": 0.05, "-2": 0.02, "-1": 0.01, "-0.5": 0.005}
 """Ending of a variant's name to the share of training images that are not aligned."""
@@ -58,7 +59,15 @@ def cm10(card: Card, train: Digits, t10k: Digits) -> Splits:
         ),
         strict=True,
     )
-    return _split(images, [train.labels.astype(np.int64), t10k.labels.astype(np.int64)], color, params)
+    splits = _split(images, [train.labels.astype(np.int64), t10k.labels.astype(np.int64)], color, params)
+    return splits | {"train": replace(splits["train"], views=_recolored(images[0], splits["train"], params["seed"]))}
+
+
+def _recolored(images: Tinted, train: Split, seed: int) -> dict[str, ImageSource]:
+    """Views of the train split: each picture in the colour of one of another digit."""
+    rows = train.image_rows()
+    donor = donors(train.y, np.random.RandomState([seed, len(_PARTS)]))
+    return {"color": Tinted(images.grey[rows], images.tints[rows[donor]])}
 
 
 def colors_by_position(y: NDArray[np.int64], aligned: float) -> NDArray[np.int64]:
@@ -127,6 +136,7 @@ def published_card(card: Card) -> Card:
         name=card.called("published"),
         adaptable=True,
         params={**card.params, "published": True},
+        interventions=(),
         sources=(),
         fetch_unasked=False,
         by_hand="LfF's generator (alinlab/LfF, `make_dataset.py`) writes it; put it into $WORSTGROUP_HOME/data/cmnist.",
@@ -217,6 +227,7 @@ def cm10_card(name: str, family: Family, skew: float, severity: int, std: float)
         classes=family.things,
         attributes=(Attribute("color", COLORS, aligned=tuple(range(10)), train_ratio=1 - skew),),
         image=(28, 28, 3),
+        interventions=("color",),
         counts={"train": train, "val": val, "test": test},
         recipe=Recipe(optimizer="adam", lr=1e-3, weight_decay=0.0, batch_size=256, epochs=100),
         backbone="mlp3x100",

@@ -3,8 +3,10 @@
 Scikit-learn's 1,797 digits (8 x 8) are drawn at 32 x 32 on one of two backgrounds with one of two objects beside them.
 The class is whether the digit is at least 5; in train each shortcut agrees with the class on a share `align` of the
 images, independently. Every test digit is drawn on both backgrounds with both objects: gaps compare the same digits.
+Train images are also rendered with the background or the object of an image of the other class.
 """
 
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from ..benchmark.registry import dataset
 from ..benchmark.spec import SPLITS, Attribute, Card, Recipe, digest
 from ..benchmark.store import Split, Splits
+from .interventions import donors
 
 SIZE = 32
 PARAMS: dict[str, Any] = {
@@ -32,6 +35,29 @@ with fresh shortcuts, one without draws it once in every cell. Chosen once, so t
 nor at zero in its worst group."""
 
 Image = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """What pictures are the sum of, each (n, 32, 32, 3) or (n, 32, 32, 1); shortcuts are called as in the card."""
+
+    background: Image
+    digit: Image
+    object: Image
+    noise: Image
+
+    def pictures(self) -> NDArray[np.uint8]:
+        """The sum, in 0 to 255."""
+        picture = self.background + self.digit + self.object + self.noise
+        return np.clip(np.rint(255 * picture), 0, 255).astype(np.uint8)
+
+    def silhouettes(self) -> NDArray[np.uint8]:
+        """White where the digit is drawn, black elsewhere."""
+        return np.repeat(np.where(self.digit > 0, 255, 0).astype(np.uint8)[..., :1], 3, axis=3)
+
+    def intervened(self, name: str, donor: NDArray[np.int64]) -> "Layers":
+        """The same pictures, each with this layer of its donor (n,)."""
+        return replace(self, **{name: getattr(self, name)[donor]})
 
 
 def _card(name: str, title: str, params: dict[str, Any], val: tuple[int, ...]) -> Card:
@@ -56,6 +82,7 @@ def _card(name: str, title: str, params: dict[str, Any], val: tuple[int, ...]) -
         backbone="tiny_cnn",
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
+        interventions=("background", "object"),
         notes=(
             "Test digits appear four times each, once per background and object; intervals resample digits.",
             "Made for development: effects are planted, absolute numbers mean nothing outside it.",
@@ -78,12 +105,20 @@ BALVAL = _card(
 )
 
 
-@dataset("digits2", {"": CARD, "balval": BALVAL})
+MASK = _card(
+    "digits2:mask",
+    "Where the digits are: test pictures are white on the digit's strokes; no test set",
+    {**PARAMS, "silhouette": True},
+    val=CARD.counts["val"],
+)
+
+
+@dataset("digits2", {"": CARD, "balval": BALVAL, "mask": MASK})
 class Digits2:
     """The generator behind the card's parameters."""
 
     def __init__(self, card: Card) -> None:
-        self.params = card.params
+        self.card, self.params = card, card.params
 
     def source_key(self, root: Path | None) -> str:
         """The parameters are the source; `root` is not used."""
@@ -110,28 +145,30 @@ class Digits2:
                 y = bunch.target[unit] >= 5
                 aligned = random.rand(len(unit), 2) < params["align"][name]
                 a = np.where(aligned, y[:, None], ~y[:, None]).astype(np.int64)
-            images = draw(bunch.images[unit] / 16, a, random, params)
-            splits[name] = Split(images, (bunch.target[unit] >= 5).astype(np.int64), a, unit)
+            y = (bunch.target[unit] >= 5).astype(np.int64)
+            layers = draw(bunch.images[unit] / 16, a, random, params)
+            views = {
+                attribute: layers.intervened(attribute, donors(y, random)).pictures()
+                for attribute in (self.card.interventions if name == "train" else ())
+            }
+            pictures = layers.silhouettes() if name == "test" and "silhouette" in params else layers.pictures()
+            splits[name] = Split(pictures, y, a, unit, views=views)
         return splits
 
 
-def draw(
-    digits: Image, a: NDArray[np.int64], random: np.random.RandomState, params: dict[str, Any]
-) -> NDArray[np.uint8]:
-    """Draw digits (n, 8, 8) in [0, 1] with attributes (n, 2) as uint8 (n, 32, 32, 3)."""
-    canvas = np.empty((len(digits), SIZE, SIZE, 3), dtype=np.uint8)
-    for i, (digit, (background, thing)) in enumerate(zip(digits, a, strict=True)):
+def draw(digits: Image, a: NDArray[np.int64], random: np.random.RandomState, params: dict[str, Any]) -> Layers:
+    """Draw digits (n, 8, 8) in [0, 1] with attributes (n, 2)."""
+    n = len(digits)
+    background, (digit, thing, noise) = np.empty((n, SIZE, SIZE, 3)), np.zeros((3, n, SIZE, SIZE, 1))
+    for i, (strokes, values) in enumerate(zip(digits, a, strict=True)):
         tone = 0.35 + 0.1 * random.rand(3)
-        picture = np.broadcast_to(tone, (SIZE, SIZE, 3)).copy()
-        picture += 0.10 * _stripes(int(background), random.randint(4))[:, :, None]
+        background[i] = tone + 0.10 * _stripes(int(values[0]), random.randint(4))[:, :, None]
         top, left = 4 + random.randint(-params["shift"], params["shift"] + 1, size=2)
-        stroke = np.kron(digit, np.ones((3, 3)))[:, :, None]
-        picture[top : top + 24, left : left + 24] += params["stroke"] * stroke
+        digit[i, top : top + 24, left : left + 24] = params["stroke"] * np.kron(strokes, np.ones((3, 3)))[:, :, None]
         row, column = (0, SIZE - 7)[random.randint(2)], (0, SIZE - 7)[random.randint(2)]
-        picture[row : row + 7, column : column + 7] += 0.35 * _OBJECTS[int(thing)][:, :, None]
-        picture += params["noise"] * random.randn(SIZE, SIZE, 1)
-        canvas[i] = np.clip(np.rint(255 * picture), 0, 255)
-    return canvas
+        thing[i, row : row + 7, column : column + 7] = 0.35 * _OBJECTS[int(values[1])][:, :, None]
+        noise[i] = params["noise"] * random.randn(SIZE, SIZE, 1)
+    return Layers(background, digit, thing, noise)
 
 
 def _stripes(direction: int, phase: int) -> Image:

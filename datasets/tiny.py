@@ -1,6 +1,7 @@
 """tiny: 192 generated images of 16 x 16 on which a method trains in a blink; `worstgroup check` and the tests use it.
 
-A faint square is the class; a loud stripe and a loud corner are the shortcuts. No group is empty in any split.
+A faint square is the class; a loud stripe and a loud corner are the shortcuts. No group is empty in any split. Train
+images are also rendered with the stripe or the corner of an image of the other class.
 """
 
 from itertools import product
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..benchmark.registry import dataset
 from ..benchmark.spec import SPLITS, Attribute, Card, Recipe, SplitName
 from ..benchmark.store import Split, Splits
+from .interventions import donors
 
 SIZE = 16
 COUNTS: dict[SplitName, tuple[int, ...]] = {
@@ -38,6 +41,7 @@ def make_card(name: str, **changes: Any) -> Card:
         "backbone": "tiny_cnn",
         "mean": (0.5, 0.5, 0.5),
         "std": (0.25, 0.25, 0.25),
+        "interventions": ("stripe", "corner"),
         "notes": ("Made for checks: two epochs of it teach nothing, and its numbers mean nothing.",),
     }
     return Card(name=name, **(facts | changes))
@@ -57,17 +61,33 @@ class Tiny:
     def load(self, root: Path | None) -> Splits:
         """Draw all splits from one legacy NumPy stream, which is frozen: the same pixels everywhere."""
         random = np.random.RandomState(0)
-        return {name: draw(COUNTS[name], random) for name in SPLITS}
+        views = {name: self.card.interventions if name == "train" else () for name in SPLITS}
+        return {name: draw(COUNTS[name], random, views[name]) for name in SPLITS}
 
 
-def draw(counts: tuple[int, ...], random: np.random.RandomState) -> Split:
-    """One split with exactly these group counts (G,), shuffled."""
-    cells = np.repeat(list(product((0, 1), repeat=3)), counts, axis=0)
+def draw(counts: tuple[int, ...], random: np.random.RandomState, views: tuple[str, ...] = ()) -> Split:
+    """One split with exactly these group counts (G,), shuffled, and these views of it."""
+    cells = np.repeat(list(product((0, 1), repeat=3)), counts, axis=0).astype(np.int64)
     cells = cells[random.permutation(len(cells))]
-    images = random.randint(0, 160, (len(cells), SIZE, SIZE, 3))
+    noise = random.randint(0, 160, (len(cells), SIZE, SIZE, 3))
+    donor = donors(cells[:, 0], np.random.RandomState(1))  # a stream of its own: what is drawn after it stays
+    swapped = {name: cells.copy() for name in views}
+    for name, shown in swapped.items():
+        column = 1 + ("stripe", "corner").index(name)
+        shown[:, column] = cells[donor, column]
+    return Split(
+        paint(noise, cells),
+        cells[:, 0],
+        cells[:, 1:],
+        views={name: paint(noise, shown) for name, shown in swapped.items()},
+    )
+
+
+def paint(noise: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Images (n, 16, 16, 3) of these cells (n, 3), class, stripe and corner, on their noise."""
+    images = noise.copy()
     for image, (y, stripe, corner) in zip(images, cells, strict=True):
         image[6:11, 6:11, 0] += 50 * y
         image[:, 2:4, 1] += 90 * stripe
         image[12:, 12:, 2] += 90 * corner
-    y, a = cells[:, 0].astype(np.int64), cells[:, 1:].astype(np.int64)
-    return Split(np.clip(images, 0, 255).astype(np.uint8), y, a)
+    return np.clip(images, 0, 255).astype(np.uint8)

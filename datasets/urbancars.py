@@ -66,6 +66,7 @@ _BUILT = (
     "Composed by this package from parts, not by the authors' generator: not the official pictures, and not comparable "
     "with results on them.",
     "How often a car is used again depends on how many there are; intervals resample cars.",
+    "Each train picture is stored twice more, with the background or the object of a car of the other kind.",
 )
 
 
@@ -126,6 +127,7 @@ def _card(
             **({"parts": parts} if parts else {}),
         },
         adaptable=parts is None,
+        interventions=tuple(SHORTCUTS[j] for j in shown) if parts else (),
         transforms={"whac-a-mole": Transform("", (256, 256))},
         by_hand=_COLLECT if parts else _GENERATE.format(trees=" and ".join(map(_tree, sorted(set(ratios.values()))))),
     )

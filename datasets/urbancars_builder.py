@@ -20,6 +20,7 @@ from ..benchmark.errors import MissingData
 from ..benchmark.pictures import Pictures
 from ..benchmark.spec import SPLITS, Card, SplitName
 from ..benchmark.store import Split, Splits
+from .interventions import donors
 from .tables import find_folder
 from .urbancars_parts import ADVICE, COCO, KINDS, LVIS, Part, object_mask, read_cars, read_objects, read_places
 
@@ -142,21 +143,30 @@ def sequence(pool: Sequence[Part], number: int, random: np.random.RandomState) -
 
 
 def _compose_split(card: Card, name: SplitName, pools: dict[tuple[str, int], Pools]) -> Split:
-    """A split with the group counts of the card; a car is the independent unit of its pictures."""
+    """A split with the group counts of the card, and its views; a car is the independent unit of its pictures."""
     params = card.params["parts"]
     labels: NDArray[np.int64] = np.repeat(list(product((0, 1), repeat=len(ROLES))), card.counts[name], axis=0)
     chosen = {role: _choose(labels[:, r], pools, name, role, params["seed"]) for r, role in enumerate(ROLES)}
+    donor = donors(labels[:, 0], np.random.RandomState([params["seed"], len(ROLES) + len(SPLITS)]))
+    views = {
+        role: _pictures(card, chosen | {role: [chosen[role][i] for i in donor]})
+        for role in (card.interventions if name == "train" else ())
+    }
+    unit = np.unique([car.source for car in chosen["car"]], return_inverse=True)[1]
+    return Split(_pictures(card, chosen), labels[:, 0], labels[:, 1:], unit.astype(np.int64), views=views)
+
+
+def _pictures(card: Card, chosen: dict[str, list[Part]]) -> Pictures:
+    """Pictures composed of the parts of each role."""
     cars, places, things = (chosen[role] for role in ROLES)
     together = list(zip(cars, things, places, strict=True))
-    pictures = Pictures(
+    return Pictures(
         [car.files + thing.files + place.files for car, thing, place in together],
         card.pixels,
         draw=compose,
-        details=[(thing.outline, params["layout"]) for thing in things],
+        details=[(thing.outline, card.params["parts"]["layout"]) for thing in things],
         where=_where(together),
     )
-    unit = np.unique([car.source for car in cars], return_inverse=True)[1]
-    return Split(pictures, labels[:, 0], labels[:, 1:], unit.astype(np.int64))
 
 
 def _choose(

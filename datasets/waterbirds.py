@@ -176,6 +176,7 @@ _BUILT = _variant(
     ),
     counts={},
     sizes={"train": 4_795, "val": 1_199, "test": 5_794},
+    interventions=("place",),
     sources=(_CUB, replace(_MASKS, into=PARTS), _PLACES),
     by_hand=ADVICE,
     params=PARAMS,

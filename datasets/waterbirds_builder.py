@@ -4,7 +4,7 @@ The construction is group_DRO's (Sagawa et al., ICLR 2020) with a seed, so the s
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..benchmark.errors import CorruptFile, MissingData
 from ..benchmark.pictures import Pictures, plain
 from ..benchmark.spec import SPLITS, Transform
 from ..benchmark.store import Split, Splits
+from .interventions import donors
 from .tables import find_folder, list_pictures, safe_path
 from .waterbirds_release import check_size
 
@@ -64,13 +65,23 @@ def build(what: str, params: dict[str, Any], transform: Transform, root: Path | 
     rng = np.random.RandomState(params["seed"])
     split, place = assign(birds, params, rng)
     backdrops = choose_places(parts, place, params["places"], rng, what)
-    files = [
-        (cub / "images" / name, (masks / name).with_suffix(".png"), backdrop)
-        for name, backdrop in zip(birds.names, backdrops, strict=True)
-    ]
-    images = Pictures(files, transform, draw=paste, where=lambda i: f"with mask {files[i][1]} on {files[i][2]}")
+
+    def pictures(birds_at: NDArray[np.int64], places_at: NDArray[np.int64]) -> Pictures:
+        """These birds, each on the place of another one."""
+        files = [
+            (cub / "images" / (name := birds.names[bird]), (masks / name).with_suffix(".png"), backdrops[at])
+            for bird, at in zip(birds_at, places_at, strict=True)
+        ]
+        return Pictures(files, transform, draw=paste, where=lambda i: f"with mask {files[i][1]} on {files[i][2]}")
+
+    every = np.arange(len(birds.names))
+    images = pictures(every, every)
     rows = {name: np.flatnonzero(split == number) for number, name in enumerate(SPLITS)}
-    return {name: Split(images, birds.y[rows], place[rows, None], rows=rows) for name, rows in rows.items()}
+    splits: Splits = {name: Split(images, birds.y[rows], place[rows, None], rows=rows) for name, rows in rows.items()}
+    train = rows["train"]
+    views = {"place": pictures(train, train[donors(birds.y[train], rng)])}
+    splits["train"] = replace(splits["train"], views=views)
+    return splits
 
 
 def paste(photo: Image.Image, mask: Image.Image, place: Image.Image) -> Image.Image:

@@ -67,6 +67,8 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of method and source, and those of the recipe that a search found."""
     searched: bool = False
+    rendered: int = 0
+    """Images with a shortcut replaced that it trained on: no labels, but privileged."""
 
     def settings_text(self) -> str:
         """`step_size=0.1 recipe.lr=0.003`."""
@@ -282,6 +284,7 @@ def _row(cell: Cell, sample: _Sample | None, label: str) -> Row:
         settings=_settings(first) | {f"recipe.{key}": value for key, value in first.tuned.items()},
         searched=bool(first.candidates),
         agreement=_agreement([record for _, record in cell]),
+        rendered=max(record.labels.n_rendered for _, record in cell if record.labels),
         metrics={name: _estimate([record.metrics[name] for _, record in cell], sample, name) for name in names},
         held={
             name: _estimate([getattr(record, part).get("wga") for _, record in cell], None, name)

@@ -23,9 +23,10 @@ LEGEND = (
     "`wga` worst-group accuracy over the true (y, a) groups. `acc_adj` group accuracies weighted by train counts, "
     "`acc_mean` by test counts, `acc_group` equally. `gap_NAME` accuracy where only that attribute is unaligned with "
     "the class, minus in-distribution accuracy; `gap_all` where all are. `>` marks a gap wider than ERM's beyond its "
-    "interval (Whac-A-Mole). `labels` attribute labels used. `cost` device seconds relative to the block's ERM: given "
-    "its checkpoint / from scratch (+ all draws of its search); `~` when not measured in one session. Percent, mean "
-    "over seeds; brackets are 95 % intervals over seeds and test units; `vs erm` is the paired difference in wga."
+    "interval (Whac-A-Mole). `labels` attribute labels used (+ images with a shortcut replaced: privileged). `cost` "
+    "device seconds relative to the block's ERM: given its checkpoint / from scratch (+ all draws of its search); `~` "
+    "when not measured in one session. Percent, mean over seeds; brackets are 95 % intervals over seeds and test "
+    "units; `vs erm` is the paired difference in wga."
 )
 
 SOURCE_LEGEND = (
@@ -70,7 +71,7 @@ def columns(table: Table, splits: bool = False) -> list[Column]:
         *(Column(name, lambda row, name=name: _percent(row, name)) for name in MEANS),  # type: ignore[misc]
         *(Column(gap, lambda row, gap=gap: _gap(row, gap)) for gap in table.gaps),  # type: ignore[misc]
         *(Column(name.replace("_", " "), lambda row, name=name: _share(row, name)) for name in AGREEMENT if sources),  # type: ignore[misc]
-        Column("labels", lambda row: "" if row.reason else f"{row.labels:,}"),
+        Column("labels", lambda row: "" if row.reason else _labels(row)),
         Column("cost", lambda row: "" if row.reason else _cost(row)),
         Column("seeds", lambda row: "" if row.reason else str(len(row.seeds))),
     ]
@@ -127,6 +128,7 @@ def to_csv(tables: Iterable[Table]) -> str:
                 "tag": row.tag,
                 "seeds": " ".join(str(seed) for seed in row.seeds),
                 "labels": row.labels,
+                "rendered": row.rendered,
                 "settings": row.settings_text(),
             }
             for name, estimate in row.metrics.items():
@@ -227,6 +229,10 @@ def _gap(row: Row, gap: str) -> str:
     if estimate is None:
         return "" if row.reason else MISSING
     return f"{'> ' if row.amplified(gap) else ''}{100 * estimate.mean:+.1f}"
+
+
+def _labels(row: Row) -> str:
+    return f"{row.labels:,}" + (f" + {row.rendered:,} rendered" if row.rendered else "")
 
 
 def _cost(row: Row) -> str:

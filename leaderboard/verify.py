@@ -88,7 +88,9 @@ def _ledger(record: RunRecord) -> Iterator[str]:
         if getattr(record.labels, name) > limit:
             yield f"labels.{name}: {getattr(record.labels, name)} is more than the {limit} that budget {budget} grants"
     used = record.labels
-    for name, limit in (("n_env", int(train.sum() + val.sum())), ("n_y_extra", int(val.sum()))):
+    images = {"n_env": int(train.sum() + val.sum()), "n_y_extra": int(val.sum())}
+    images["n_rendered"] = len(record.attributes) * int(train.sum())
+    for name, limit in images.items():
         if getattr(used, name) > limit:
             yield f"labels.{name}: {getattr(used, name)} is more than the {limit} images that there are"
     low = used.n_train_a + max(used.n_val_a_fit, used.n_val_a_select)

@@ -83,6 +83,7 @@ EXPECTED: dict[str, Expectation] = {
     "jtt": Expectation(IMPROVES, settings={"upweight": "9"}),
     "ldam": Expectation("Its classes are equally large, so their margins are the same: nothing tells groups apart."),
     "lff": Expectation(IMPROVES),
+    "lle": Expectation(IMPROVES),
     "lisa": Expectation(IMPROVES),
     # It takes what ERM attends to for the core: the square would be kept, a tint of the rest is swapped.
     "mac": Expectation(IMPROVES, dataset="planted:tint"),

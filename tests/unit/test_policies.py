@@ -15,6 +15,7 @@ TABLE: dict[str, str] = {
     "erm": FREE,
     "jtt": FREE,
     "lff": FREE,
+    "lle": FREE,
     "mac": FREE,
     **dict.fromkeys(("bsoftmax", "cnc", "cvardro", "divdis", "focal", "ldam", "masktune", "mixup"), FREE),
     "barack": "n/a n/a - - - - carried",

@@ -240,6 +240,7 @@ def test_a_stream_trains_on_its_rows_and_selects_by_its_own() -> None:
         "n_env": 0,
         "n_y_extra": 0,
         "total_a": 40,
+        "n_rendered": 0,
     }
 
 

@@ -71,6 +71,23 @@ def test_built_splits_have_the_counts_and_labels_of_the_card(parts: Path) -> Non
             assert (category in urban) == (background == 0)
 
 
+def test_views_take_one_part_from_a_car_of_the_other_kind(parts: Path) -> None:
+    train = built(parts)["train"]
+    assert list(train.views) == ["background", "object"]
+    before = train.images.files  # type: ignore[attr-defined]
+    for name, changed in (("background", (3,)), ("object", (2,))):
+        view = train.views[name].files  # type: ignore[attr-defined]
+        for position in range(4):
+            if position not in changed:
+                assert [files[position] for files in view] == [files[position] for files in before]
+        assert [files[changed[0]] for files in view] != [files[changed[0]] for files in before]
+    of = {files[3]: set() for files in before}  # type: ignore[var-annotated]
+    for files, y in zip(before, train.y, strict=True):
+        of[files[3]].add(y)
+    assert all(1 - y in of[files[3]] for files, y in zip(train.views["background"].files, train.y, strict=True))  # type: ignore[attr-defined]
+    assert not built(parts)["val"].views
+
+
 def test_splits_share_no_source_and_use_each_evenly(parts: Path) -> None:
     splits = built(parts)
     for position in (0, 2, 3):

@@ -185,7 +185,7 @@ def test_every_number_of_a_part_counts(pick: Pick, part: str) -> None:
         if verify(path).ok:
             passed.append(place)
     # what nothing in the record can contradict: labels that no budget bounds, or that the budget would have granted
-    assert set(passed) <= {"labels.n_env", "labels.n_y_extra", "labels.n_val_a_fit"}
+    assert set(passed) <= {"labels.n_env", "labels.n_y_extra", "labels.n_rendered", "labels.n_val_a_fit"}
 
 
 # ------------------------------------------------------------------------------------------------------- predictions

@@ -11,6 +11,7 @@ from worstgroup.benchmark.errors import CorruptFile, MissingData
 from worstgroup.benchmark.home import data_home
 from worstgroup.benchmark.pictures import Pictures
 from worstgroup.benchmark.planning import make_dataset
+from worstgroup.benchmark.spec import SPLITS
 from worstgroup.benchmark.store import Splits, open_store
 from worstgroup.datasets.waterbirds_builder import PARAMS, WATERBIRDS, Birds, assign, build, paste, read_birds
 
@@ -94,6 +95,19 @@ def test_same_seed_same_dataset(parts: Path, tmp_path: Path) -> None:
     assert first["train"].images.key == load(elsewhere)["train"].images.key  # type: ignore[attr-defined]
 
 
+def test_a_view_shows_the_bird_on_the_place_of_one_of_the_other_class(parts: Path) -> None:
+    splits = load(parts)
+    train, files = splits["train"], sources(splits)
+    view = train.views["place"]
+    assert isinstance(view, Pictures)
+    rows = train.image_rows()
+    y_at = {files[row][2]: y for row, y in zip(rows, train.y, strict=True)}
+    for (photo, mask, place), row, y in zip(view.files, rows, train.y, strict=True):
+        assert (photo, mask) == files[row][:2]
+        assert y_at[place] != y
+    assert not splits["test"].views
+
+
 def test_every_place_picture_is_of_its_kind_and_used_once(parts: Path) -> None:
     splits = load(parts)
     files = sources(splits)
@@ -169,10 +183,10 @@ def test_the_store_of_a_built_set(parts: Path) -> None:
     store = open_store(dataset, card, parts)
     assert store.card.name == "waterbirds:built[32px,custom]"
     assert {name: sum(counts) for name, counts in store.card.counts.items()} == {"train": 16, "val": 4, "test": 20}
-    assert len(set(store.pools.values())) == 1
+    assert len({store.pools[name] for name in SPLITS}) == 1
     name, position = next(
         (name, rows.index(GREYSCALE))
-        for name in store.pools
+        for name in SPLITS
         if GREYSCALE in (rows := store.split(name).image_rows().tolist())
     )
     split = store.split(name)
