@@ -207,13 +207,15 @@ def augment(kind: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]
     return flip if kind == "flip" else crop_and_flip
 
 
-def crop_boxes(n: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height, width (n,) of random crops of 70-100 % of the area, distributed as RandomResizedCrop's.
+def crop_boxes(
+    n: int, height: int, width: int, generator: torch.Generator, share: tuple[float, float] = CROP_AREA
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height, width (n,) of random crops of this `share` of the area, distributed as RandomResizedCrop's.
 
     Like torchvision's it takes the first of ten candidates that fits; where none does, the last is cut to the image.
     """
     u = torch.rand((2, CROP_TRIES, n), generator=generator)
-    area = height * width * (CROP_AREA[0] + u[0] * (CROP_AREA[1] - CROP_AREA[0]))
+    area = height * width * (share[0] + u[0] * (share[1] - share[0]))
     low, high = torch.log(torch.tensor(CROP_RATIO))
     ratio = torch.exp(low + u[1] * (high - low))
     w, h = (area * ratio).sqrt().round().clamp(min=1), (area / ratio).sqrt().round().clamp(min=1)

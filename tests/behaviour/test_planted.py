@@ -40,11 +40,13 @@ class Expectation:
 # Keys are methods as typed on the command line; an empty budget is the method's native one.
 EXPECTED: dict[str, Expectation] = {
     "barack": Expectation(IMPROVES),
+    "bpa": Expectation(IMPROVES),
     "bsoftmax": Expectation("Its classes are equally large, where it is ERM, bit for bit."),
     "cbloss": Expectation(IMPROVES),
     # Its ramp takes 10,000 steps where nothing else is said, and a training here has 315.
     "cdan": Expectation(IMPROVES, settings={"ramp_steps": "0"}),
     "cdann": Expectation(IMPROVES),
+    "clusterfix": Expectation(IMPROVES),
     "cnc": Expectation(IMPROVES),
     # The largest weight of its search range, and that of WILDS: squares of features below 1 weigh little.
     "coral": Expectation(IMPROVES, settings={"weight": "10"}),
@@ -58,6 +60,7 @@ EXPECTED: dict[str, Expectation] = {
         "hide the class too; it is known to fail then."
     ),
     "dfr": Expectation(IMPROVES),
+    "dfr+clusters": Expectation(IMPROVES),
     # Heatmaps tell where a model looks: at the same square, red or blue, they look alike.
     "dfr+exmap": Expectation(IMPROVES, dataset="planted:place"),
     # The images that its heads dispute most agree with the shortcut, as most of validation does: their labels choose
