@@ -17,7 +17,9 @@ TABLE: dict[str, str] = {
     "lff": FREE,
     "lle": FREE,
     "mac": FREE,
-    **dict.fromkeys(("bpa", "bsoftmax", "clusterfix", "cnc", "cvardro", "divdis", "focal", "ldam", "masktune", "mixup"), FREE),
+    **dict.fromkeys(
+        ("bpa", "bsoftmax", "clusterfix", "cnc", "cvardro", "divdis", "focal", "ldam", "masktune", "mixup"), FREE
+    ),
     "barack": "n/a n/a - - - - carried",
     "dfr": "class class - - - carried carried",
     "groupdro": f"class class {TRAINS}",
