@@ -107,8 +107,8 @@ class Requires:
     `fit`: whose attributes it fits on (`host`: of a source that hands on true ones, those that its host fits on).
     `native`: its rung when none is asked for. `classes`: what becomes of it when no attribute is granted and groups are
     classes: it runs (`class`), it equals ERM and is not rerun (`erm`), or it does not exist (`n/a`). `masked`: it can
-    train on images of which only some have attributes (the others are -1). `unlabelled`: it trains on all validation
-    images without their labels. `rendered`: it trains on images with a shortcut replaced, which not every dataset
+    train on images of which only some have attributes (the others are -1). `uses_val`: it trains on validation images,
+    with no attribute of theirs. `rendered`: it trains on images with a shortcut replaced, which not every dataset
     renders.
     """
 
@@ -116,7 +116,7 @@ class Requires:
     native: str = "none"
     classes: Literal["n/a", "class", "erm"] = "n/a"
     masked: bool = False
-    unlabelled: bool = False
+    uses_val: bool = False
     rendered: bool = False
 
     def lacks(self, card: "Card") -> str:
@@ -132,7 +132,7 @@ class Requires:
         asks to train on the granted validation images too.
         """
         grant = budget.grant
-        if extra and (self.fit == "val" or self.unlabelled or (policy in ("subset", "masked") and grant.train == 0)):
+        if extra and (self.fit == "val" or self.uses_val or (policy in ("subset", "masked") and grant.train == 0)):
             return Policy("n/a", "it trains on granted validation images anyway, so extra val does not apply")
         if extra and not grant.val_fit:
             return Policy("n/a", "extra val needs val-5 or richer")

@@ -27,6 +27,7 @@ __all__ = [
     "Split",
     "Splits",
     "augment",
+    "cycled",
     "random_order",
     "stratified",
     "weighted",
@@ -257,6 +258,16 @@ Sampler = Callable[[torch.Generator], Sequence[Tensor]]
 def random_order(n: int, recipe: Recipe, draws: int | None = None) -> Sampler:
     """Every example once, shuffled (ERM's sampler); with `draws` the first so many of them."""
     return lambda generator: _cut(torch.randperm(n, generator=generator)[:draws], recipe.batch_size)
+
+
+def cycled(rows: Tensor, n: int, recipe: Recipe) -> Sampler:
+    """n draws an epoch from some examples: all `rows` (m,) shuffled, again and again, so that none falls behind."""
+
+    def draw(generator: torch.Generator) -> Sequence[Tensor]:
+        rounds = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-n // len(rows)))]
+        return _cut(torch.cat(rounds)[:n], recipe.batch_size)
+
+    return draw
 
 
 def weighted(weights: Tensor, recipe: Recipe, draws: int = 0) -> Sampler:

@@ -188,6 +188,15 @@ class Task:
             found=self.found,
         )
 
+    def part(self, rows: Indices) -> "Task":
+        """The same run, training on some of the images that it trains on, by their places; for `train_network` only."""
+        chosen: dict[Held, Indices] = {"train": rows[:0], "val": rows[:0]}
+        start = 0
+        for split, own in self._rows("train"):
+            chosen[split] = own[rows[(rows >= start) & (rows < start + len(own))] - start]
+            start += len(own)
+        return self.on(chosen["train"], chosen["val"], labels=self._pool is None or self._pool.labels)
+
     def _rows(self, split: Held) -> list[tuple[Held, Indices]]:
         """Where the images of a split as this task sees it lie: splits of the dataset and rows of them."""
         if split == "train" and self._pool is not None:
@@ -274,12 +283,13 @@ class Task:
             known = self._attributes("val", seen)
         return Selector(criterion, seen, y, known.groups(y, self.num_classes))
 
-    def halves(self, rows: Indices) -> tuple[Indices, Indices]:
+    def halves(self, rows: Indices, *, attributes: bool = True) -> tuple[Indices, Indices]:
         """Rows of validation in two, stratified by y: one half to fit on, one to select on (spec 10.2); sorted.
 
-        Where no attribute is fitted on, images whose attributes are granted go to the second half first.
+        Where no attribute is fitted on (never by this method: `attributes=False`), images whose attributes are granted
+        go to the second half first.
         """
-        fits_attributes = self._source is None and self.spec.policy != "class"
+        fits_attributes = attributes and self._source is None and self.spec.policy != "class"
         granted = () if fits_attributes else self._annotations.rows("val", "select")
         return annotations.halves(rows, self.y("val")[rows], self.rng("halves"), np.isin(rows, granted))
 

@@ -48,7 +48,7 @@ class Config:
 @method(
     "divdis",
     paper="Lee et al., Diversify and Disambiguate: Out-of-Distribution Robustness via Disagreement, ICLR 2023",
-    requires=Requires(native="none", unlabelled=True),
+    requires=Requires(native="none", uses_val=True),
     config=Config,
 )
 class DivDis:

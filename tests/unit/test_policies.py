@@ -21,11 +21,13 @@ TABLE: dict[str, str] = {
         ("bpa", "bsoftmax", "clusterfix", "cnc", "cvardro", "divdis", "focal", "ldam", "masktune", "mixup"), FREE
     ),
     "barack": "n/a n/a - - - - carried",
+    **dict.fromkeys(("afr", "cbllr", "rwy", "self", "suby"), FREE),
     "dfr": "class class - - - carried carried",
     "groupdro": f"class class {TRAINS}",
     "resample": f"class class {TRAINS}",
     "reweight": f"class class {TRAINS}",
     "cbloss": f"class class {TRAINS}",
+    "subg": f"class class {TRAINS}",
     "crt": f"class class {TRAINS}",
     "ex2l": f"n/a n/a {TRAINS}",
     "lisa": f"n/a n/a {TRAINS}",
@@ -161,7 +163,7 @@ def test_the_predictor_needs_the_first_rung_to_fit_on() -> None:
 # ------------------------------------------------------------------------------------------ extra validation images
 
 
-@pytest.mark.parametrize("method", [name for name in TABLE if name not in ("barack", "dfr", "divdis")])
+@pytest.mark.parametrize("method", [name for name in TABLE if name not in ("barack", "cbllr", "dfr", "divdis", "self")])
 def test_extra_images_change_no_tag(method: str) -> None:
     for rung in ("val-5", "val-20", "val", "train-10", "train+val"):
         assert resolve(method, rung, extra=True) == resolve(method, rung), rung
