@@ -133,7 +133,7 @@ class Requires:
         """
         grant = budget.grant
         if extra and (self.fit == "val" or self.uses_val or (policy in ("subset", "masked") and grant.train == 0)):
-            return Policy("n/a", "it trains on granted validation images anyway, so extra val does not apply")
+            return Policy("n/a", "it trains on validation images anyway, so extra val does not apply")
         if extra and not grant.val_fit:
             return Policy("n/a", "extra val needs val-5 or richer")
         if source is not None:

@@ -170,7 +170,7 @@ def test_its_record_can_be_verified(method: str, budget: str) -> None:
 def test_added_validation_images_do_not_apply(method: str) -> None:
     for rung in RUNGS:
         policy = METHODS[method].requires.resolve(Budget(rung), extra=True)
-        reason = "it trains on validation images of its own choice, so extra val does not apply"
+        reason = "it trains on validation images anyway, so extra val does not apply"
         assert (policy.tag, policy.reason) == ("n/a", reason)
 
 
