@@ -13,6 +13,7 @@ from ..benchmark.errors import UserError, require
 from ..benchmark.registry import method
 from ..benchmark.spec import Card, Recipe
 from ..benchmark.task import Predictor, Task
+from .blocks.first_run import misclassified, require_epochs
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Config:
 
     def check(self, recipe: Recipe, card: Card) -> None:
         """Raise `UserError` unless the first run fits into the recipe."""
-        most = recipe.epochs
-        require(self.first_epochs <= most, f"jtt.first_epochs must be at most the recipe's {most} epochs")
+        require_epochs("jtt.first_epochs", self.first_epochs, recipe)
 
 
 @method(
@@ -53,7 +53,7 @@ class JTT:
     def fit(self, task: Task) -> Predictor:
         """Both runs."""
         first = task.erm(epoch=self.config.first_epochs)
-        errors = task.logits(first, "train").argmax(1).numpy() != task.y("train")
+        errors = misclassified(task, first, "train")
         return task.train(Upweighted(error_weights(errors, self.config.upweight)), stage="second")
 
 

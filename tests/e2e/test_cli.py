@@ -183,9 +183,7 @@ def test_validation_images_can_be_trained_on(call: Call) -> None:
     done = call(*run, "--extra", "val")
     assert done.code == 0
     assert re.search(r"^ *erm\(\+val\) +val-20 \(carried\) ", done.out, re.MULTILINE)
-    assert re.search(
-        r"^dfr\(\+val\) at val-20: n/a, it trains on validation images anyway", done.out, re.MULTILINE
-    )
+    assert re.search(r"^dfr\(\+val\) at val-20: n/a, it trains on validation images anyway", done.out, re.MULTILINE)
     assert "1 records, 0 with differences" in call("verify").out
     assert call(*run, "--extra", "test").code == 2
 

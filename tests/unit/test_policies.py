@@ -21,7 +21,7 @@ TABLE: dict[str, str] = {
         ("bpa", "bsoftmax", "clusterfix", "cnc", "cvardro", "divdis", "focal", "ldam", "masktune", "mixup"), FREE
     ),
     "barack": "n/a n/a - - - - carried",
-    **dict.fromkeys(("afr", "cbllr", "rwy", "self", "suby"), FREE),
+    **dict.fromkeys(("afr", "cbllr", "debian", "pgi", "rwy", "self", "suby"), FREE),
     "dfr": "class class - - - carried carried",
     "groupdro": f"class class {TRAINS}",
     "resample": f"class class {TRAINS}",
