@@ -24,6 +24,7 @@ class Explainer(StrEnum):
     hirescam = "hirescam"
     ablationcam = "ablationcam"
     lrp = "lrp"
+    lrp_zennit = "lrp-zennit"
     ig = "ig"
 
 

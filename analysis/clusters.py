@@ -8,11 +8,12 @@ from ..benchmark import record
 from ..benchmark.annotations import Attributes
 from ..benchmark.errors import require
 from ..benchmark.spec import SplitName
+from ..methods.blocks.explainers import Explainer
 from .gallery import draw_rows
 from .look import Look
 
 
-def report(look: Look, found: Path, picture: Path, explainer: str, columns: int) -> list[dict[str, object]]:
+def report(look: Look, found: Path, picture: Path, explainer: Explainer, columns: int) -> list[dict[str, object]]:
     """Write a PNG with a row for each found group, and return a line for each: its images of every true group.
 
     The groups are those stored with the record at `found`, of validation where the source was asked for it.

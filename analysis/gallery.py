@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..benchmark.home import write_bytes
 from ..benchmark.spec import SplitName
 from ..contact_sheet import fitting, png, rgb
-from ..methods.blocks.explainers import maps
+from ..methods.blocks.explainers import Explainer, maps
 from .look import Look
 
 SIDE, GAP, LABEL, HEAD = 96, 4, 200, 56
@@ -21,7 +21,7 @@ _INK, _PALE, _PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
 Picture = NDArray[np.uint8]
 
 
-def gallery(look: Look, path: Path, explainer: str, split: SplitName, columns: int) -> None:
+def gallery(look: Look, path: Path, explainer: Explainer, split: SplitName, columns: int) -> None:
     """Write a PNG with a row for each true group: pictures, evenly spaced over it, each beside the models' maps."""
     names, groups = look.store.card.group_names(), look.groups(split)
     rows = {names[g]: np.flatnonzero(groups == g) for g in range(len(names)) if (groups == g).any()}
@@ -31,7 +31,7 @@ def gallery(look: Look, path: Path, explainer: str, split: SplitName, columns: i
 def draw_rows(
     look: Look,
     path: Path,
-    explainer: str,
+    explainer: Explainer,
     split: SplitName,
     rows: dict[str, NDArray[np.int64]],
     columns: int,
@@ -69,13 +69,17 @@ def _spread(members: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return spread
 
 
-def _cells(look: Look, explainer: str, split: SplitName, rows: NDArray[np.int64]) -> list[list[tuple[Picture, bool]]]:
+def _cells(
+    look: Look, explainer: Explainer, split: SplitName, rows: NDArray[np.int64]
+) -> list[list[tuple[Picture, bool]]]:
     """For each example its picture, then every model's map over it, and whether that model is right."""
     part = look.split(split)
     images: Any = part.images
     pictures = [rgb(np.asarray(images[row])) for row in part.image_rows()[rows]]
     cells = [[(picture, True)] for picture in pictures]
-    paint: Callable[[Picture, NDArray[np.float32]], Picture] = signed if explainer in ("lrp", "ig") else heat
+    paint: Callable[[Picture, NDArray[np.float32]], Picture] = (
+        signed if explainer in ("lrp", "lrp-zennit", "ig") else heat
+    )
     for model in look.models.values():
         for start in range(0, len(rows), 32):
             x = look.inputs(split, rows[start : start + 32])

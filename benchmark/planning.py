@@ -301,11 +301,6 @@ def _resolve(
     if not (name and entry and made and card and asked and known) or (name.source and not source):
         return None
     model = attempt(lambda: check_backbone(request.backbone or card.backbone, card, _initial(request, card)))
-    for part in (entry, source):
-        pair = part, model and model.name, card.name
-        if part and model and hasattr(part.cls, "check_model") and pair not in checked:
-            checked.add(pair)
-            attempt(partial(part.cls.check_model, model, card))
     borrowed = source or SOURCES[PSEUDO]
     changes = attempt(lambda: _split_settings(request.settings, name.host, borrowed.name))
     if changes is None:
@@ -320,6 +315,11 @@ def _resolve(
     attempt(lambda: _check_criterion(request, budget))
     for key, text in request.ranges.items():
         attempt(partial(_check_range, key, text, {name.host: config, borrowed.name: source_config}))
+    for part, settings in ((entry, config), (source, source_config)):
+        pair = part, settings, model and model.name, card.name
+        if part and model and hasattr(part.cls, "check_model") and pair not in checked:
+            checked.add(pair)
+            attempt(partial(part.cls(settings).check_model, model, card))
     for settings in (config, source_config):
         if hasattr(settings, "check"):
             attempt(partial(settings.check, recipe, card))

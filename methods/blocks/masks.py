@@ -21,6 +21,18 @@ def top_mask(heat: Tensor, size: tuple[int, int], share: float) -> Tensor:
     return mask.view(-1, 1, height, width)
 
 
+def patch_mask(heat: Tensor, size: tuple[int, int], share: float, patches: int = 7) -> Tensor:
+    """True on the round(share * patches^2) patches of `heat` (B, h, w), resized to H x W, with the highest mean heat.
+
+    Patches are 32 pixels wide at 224. Of equally hot ones the first in reading order is taken.
+    """
+    resized = F.interpolate(heat[:, None], size, mode="bilinear", align_corners=False)
+    means = F.adaptive_avg_pool2d(resized, patches).flatten(1)
+    hottest = means.argsort(dim=1, descending=True, stable=True)[:, : round(share * patches**2)]
+    chosen = torch.zeros_like(means).scatter_(1, hottest, 1.0).view(-1, 1, patches, patches)
+    return F.interpolate(chosen, size, mode="nearest") > 0
+
+
 def removed(x: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
     """`m X + (1 - m) b`."""
     return torch.where(mask, x, fill)

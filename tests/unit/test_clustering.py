@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigvalsh
 from scipy.sparse import csgraph, csr_array
+from sklearn.cluster import SpectralClustering
 from sklearn.neighbors import kneighbors_graph
 from torch.nn import functional as F
 from worstgroup.methods.blocks import clustering
@@ -17,6 +18,7 @@ from worstgroup.methods.blocks.clustering import (
     eigengap,
     kmeans,
     knn_graph,
+    merged,
     normalised,
     spectral,
 )
@@ -103,7 +105,7 @@ def test_separate_components_are_counted_and_recovered(count: int, dense: int, m
     assert eigengap(graph) == count
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.array_equal(spectral(graph, count, seed=0), compact(label))
+        assert np.array_equal(spectral(graph, count), compact(label))
 
 
 @pytest.mark.parametrize("count", range(2, 11))
@@ -111,7 +113,7 @@ def test_cliques_are_counted(count: int) -> None:
     label = np.repeat(np.arange(count), 5)
     graph = csr_array((label[:, None] == label).astype(float))
     assert eigengap(graph) == count
-    assert np.array_equal(spectral(graph, count, seed=0), label)
+    assert np.array_equal(spectral(graph, count), label)
 
 
 def test_the_eigengap_is_the_largest_gap_from_two_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +132,15 @@ def test_the_eigengap_is_the_largest_gap_from_two_on(monkeypatch: pytest.MonkeyP
 
 def test_the_sparse_solver_finds_the_eigenvalues(monkeypatch: pytest.MonkeyPatch) -> None:
     points = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
-    exact = clustering._smallest(graph_of(points), 11)
+    exact = clustering._spectrum(graph_of(points), 11)[0]
     monkeypatch.setattr(clustering, "DENSE", 20)
-    found = np.sort(clustering._smallest(graph_of(points), 11))
+    found, vectors = clustering._spectrum(graph_of(points), 11)
     np.testing.assert_allclose(found, exact, atol=1e-8)
-    assert np.array_equal(np.sort(clustering._smallest(graph_of(points), 11)), found)
+    assert np.array_equal(clustering._spectrum(graph_of(points), 11)[0], found)
+    laplacian = csgraph.laplacian(graph_of(points), normed=True).tolil()
+    laplacian.setdiag(1)
+    np.testing.assert_allclose(laplacian @ vectors, vectors * found, atol=1e-7)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(11), atol=1e-7)
 
 
 def test_a_single_blob_is_split_all_the_same() -> None:
@@ -142,7 +148,7 @@ def test_a_single_blob_is_split_all_the_same() -> None:
     graph = graph_of(points)
     k = eigengap(graph)
     assert 2 <= k <= 10
-    assert len(np.unique(spectral(graph, k, seed=0))) == k
+    assert len(np.unique(spectral(graph, k))) == k
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 10, 11])
@@ -152,9 +158,32 @@ def test_few_points_bound_the_number_of_clusters(n: int) -> None:
     k = eigengap(graph)
     assert 2 <= k <= max(2, n - 1)
     if n > 2:
-        labels = spectral(graph, k, seed=0)
+        labels = spectral(graph, k)
         assert labels.shape == (n,)
         assert labels.max() < k
+
+
+@pytest.mark.parametrize("k", [2, 5, 9])
+@pytest.mark.parametrize("dense", [clustering.DENSE, 40])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_partition_is_scikit_learns(k: int, dense: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a graph in one piece, and in as many pieces as there are clusters."""
+    rng = np.random.default_rng(3)
+    points = np.concatenate([rng.normal(size=(80, 3)), rng.normal(size=(80, 3)) + 3]).astype(np.float32)
+    points, k = (points, k) if count == 1 else (blobs(3)[0], 3)
+    graph = graph_of(points)
+    solver = SpectralClustering(k, affinity="precomputed", assign_labels="cluster_qr", random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = compact(solver.fit_predict(graph))
+    monkeypatch.setattr(clustering, "DENSE", dense)
+    assert np.array_equal(spectral(graph, k), wanted)
+
+
+def test_isolated_points_are_no_error() -> None:
+    graph = csr_array(np.diag(np.ones(5)) + np.pad(np.ones((3, 3)), (0, 2)))
+    assert spectral(graph, 3).tolist() == [0, 0, 0, 1, 2]
+    assert len(np.unique(spectral(graph, 2))) == 2
 
 
 def test_more_components_than_clusters_are_no_error() -> None:
@@ -162,9 +191,28 @@ def test_more_components_than_clusters_are_no_error() -> None:
     points += np.random.default_rng(1).normal(size=points.shape).astype(np.float32)
     graph = knn_graph(points, 4)
     k = eigengap(graph)
-    labels = spectral(graph, k, seed=0)
+    labels = spectral(graph, k)
     assert 2 <= k <= 10
     assert labels.shape == (112,)
+    assert len(np.unique(labels)) == k
+
+
+def test_of_too_many_components_the_largest_are_clusters() -> None:
+    points = np.concatenate([np.full((n, 1), 1000.0 * i) for i, n in enumerate((5, 9, 4, 7))]).astype(np.float32)
+    points += np.random.default_rng(0).normal(size=points.shape).astype(np.float32)
+    labels = spectral(knn_graph(points, 4), 2)
+    assert len(np.unique(labels[5:14])) == len(np.unique(labels[18:])) == 1
+    assert labels[5] != labels[18]
+
+
+def test_small_clusters_join_the_nearest() -> None:
+    points = np.array([0, 0, 0, 1, 9, 10, 10, 10, 11], np.float32)[:, None]
+    labels = np.array([4, 4, 4, 7, 2, 3, 3, 3, 3])
+    assert merged(points, labels, 0).tolist() == [0, 0, 0, 1, 2, 3, 3, 3, 3]
+    assert merged(points, labels, 2).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert merged(points, labels, 4).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert merged(points, labels, 99).tolist() == [0] * 9
+    assert merged(points, labels, 2).dtype == np.int64
 
 
 # ---------------------------------------------------------------------------------------------------------- labels
@@ -173,7 +221,7 @@ def test_more_components_than_clusters_are_no_error() -> None:
 def test_permuted_points_get_the_same_clusters() -> None:
     points, _ = blobs(4)
     order = np.random.default_rng(3).permutation(len(points))
-    labels, permuted = (spectral(graph_of(p), 4, seed=0) for p in (points, points[order]))
+    labels, permuted = (spectral(graph_of(p), 4) for p in (points, points[order]))
     assert np.array_equal(permuted, compact(labels[order]))
     labels, permuted = (kmeans(p, 4, seed=0) for p in (points, points[order]))
     assert np.array_equal(permuted, compact(labels[order]))
@@ -189,7 +237,7 @@ def test_the_seed_decides() -> None:
     graph = graph_of(points)
     assert np.array_equal(graph.toarray(), graph_of(points).toarray())
     assert eigengap(graph) == eigengap(graph)
-    for labels in (lambda seed: spectral(graph, 5, seed), lambda seed: kmeans(points, 5, seed)):
+    for labels in (lambda seed: spectral(graph, 5), lambda seed: kmeans(points, 5, seed)):
         assert labels(7).dtype == np.int64
         assert np.array_equal(labels(7), labels(7))
 

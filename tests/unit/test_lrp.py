@@ -2,20 +2,44 @@
 
 import copy
 from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from worstgroup.benchmark.backbones import Backbone, build_backbone
 from worstgroup.benchmark.errors import UserError
+from worstgroup.methods.blocks import lrp
 from worstgroup.methods.blocks.clustering import normalised
-from worstgroup.methods.blocks.lrp import EPSILON, canonical, explain, gamma_rule, require_explainable
+from worstgroup.methods.blocks.lrp import (
+    EPSILON,
+    GammaRule,
+    Rules,
+    canonical,
+    conservation,
+    explain,
+    explainer,
+    require_explainable,
+)
+from worstgroup.methods.blocks.lrp_zennit import by_zennit
 from zennit.core import Composite
 from zennit.rules import Epsilon, Gamma
-from zennit.torchvision import ResNetCanonizer
 
+LITE0 = Path(__file__).parents[3] / "shared/data/weights/tf_efficientnet_lite0.safetensors"
 SIDE = {"tiny_cnn": 32, "resnet50": 32, "resnet18:3x3": 16, "mlp3x100": 8}
-EXPLAINED = ["tiny_cnn", "resnet18", "resnet18:3x3", "resnet50", "alexnet", "mlp3x100"]
+EXPLAINED = [
+    "tiny_cnn",
+    "resnet18",
+    "resnet18:3x3",
+    "resnet50",
+    "alexnet",
+    "mlp3x100",
+    "timm:resnet18",
+    "timm:resnet50",
+    "timm:resnet18d",
+    "timm:tf_efficientnet_lite0",
+]
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
@@ -26,13 +50,13 @@ def random(*shape: int, seed: int = 1) -> Tensor:
 def built(name: str) -> Backbone:
     """With statistics and offsets of BatchNorm that matter, as after training; the tests leave it alone."""
     torch.manual_seed(0)
-    model = build_backbone(name, num_classes=3, image=(SIDE.get(name, 64),) * 2)
+    model = build_backbone(name, num_classes=3, image=(SIDE.get(name, 64),) * 2).eval()
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.normal_(layer.running_mean, 0, 0.1)
             nn.init.uniform_(layer.running_var, 0.5, 2)
             nn.init.normal_(layer.bias, 0, 0.1)
-    return model.eval()
+    return model
 
 
 def images(name: str, count: int = 2) -> Tensor:
@@ -54,6 +78,14 @@ def zennit_relevance(rule: object, layer: nn.Module, x: Tensor, relevance: Tenso
         return torch.autograd.grad(hooked(x), x, relevance)[0]
 
 
+def gamma_rule(layer: nn.Conv2d, x: Tensor, relevance: Tensor, gamma: float = 4.0) -> Tensor:
+    """Relevance of a convolution's input, given that of its output."""
+    geometry, x = (layer.stride, layer.padding, layer.dilation, layer.groups), x.clone().requires_grad_()
+    z = GammaRule.apply(x, layer.weight.detach(), layer.bias, geometry, Rules(gamma))
+    torch.testing.assert_close(z, layer(x))
+    return torch.autograd.grad(z, x, relevance)[0]
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.25, 4.0])
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
@@ -63,7 +95,6 @@ def test_the_gamma_rule_is_its_formula_and_that_of_zennit(gamma: float, signed: 
     x = x if signed else x.relu()
     relevance = random(2, 6, 3, 3, seed=2).double()
     found = gamma_rule(layer, x, relevance, gamma)
-    assert not found.requires_grad
     torch.testing.assert_close(found, zennit_relevance(Gamma(gamma), layer, x, relevance))
     if gamma == 0:
         torch.testing.assert_close(found, zennit_relevance(Epsilon(EPSILON), layer, x, relevance))
@@ -112,33 +143,99 @@ def test_maps_are_finite_and_differ_between_images(name: str) -> None:
     torch.testing.assert_close(explain(built(name), x[1:]), maps[1:], rtol=1e-3, atol=1e-4 * maps.abs().max().item())
 
 
-def test_residual_blocks_get_the_same_maps_as_from_zennit_alone() -> None:
-    name = "resnet18:3x3"
-    model, x = copy.deepcopy(built(name)), images(name).requires_grad_()
-    kinds = {nn.Conv2d: Gamma(4), nn.Linear: Epsilon(1e-6)}
-    named = {"Sum": "Norm", "AdaptiveAvgPool2d": "Norm", "ReLU": "Pass", "BatchNorm2d": "Pass"}
-
-    def rule(context: object, name: str, layer: nn.Module) -> object:
-        from zennit import rules
-
-        kind = named.get(type(layer).__name__)
-        return getattr(rules, kind)() if kind else kinds.get(type(layer))
-
-    with Composite(rule, [ResNetCanonizer()]).context(model) as hooked:
-        logits = hooked(x)
-        (wanted,) = torch.autograd.grad(logits, x, torch.eye(3)[logits.argmax(1)])
-    torch.testing.assert_close(explain(built(name), images(name)), wanted, rtol=1e-3, atol=1e-5)
+@pytest.mark.parametrize("name", ["tiny_cnn", "resnet18:3x3", "resnet50"])
+def test_maps_are_those_of_zennit(name: str) -> None:
+    model, x = copy.deepcopy(built(name)).double(), images(name, 1).double()
+    wanted = by_zennit(model, x)
+    found = lrp._propagated(canonical(model), x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9 * wanted.abs().max().item())
+    single = explain(built(name), x.float()).double()
+    torch.testing.assert_close(single, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(single, wanted, rtol=0, atol=1e-3 * wanted.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["tiny_cnn", "resnet18", "resnet50"])
-def test_every_batch_norm_is_folded(name: str) -> None:
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_timms_networks_have_the_maps_of_torchvisions(name: str) -> None:
+    theirs = build_backbone(f"timm:{name}", num_classes=3, image=(64, 64)).eval()
+    state = built(name).trunk.state_dict()
+    theirs.trunk.model.load_state_dict({key: state[key] for key in theirs.trunk.model.state_dict()})
+    theirs.head.load_state_dict(built(name).head.state_dict())
     x = images(name)
-    with canonical(built(name)) as twin, torch.no_grad():
-        for layer in twin.modules():
+    assert torch.equal(explain(theirs, x), explain(built(name), x))
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_the_steps_compute_what_the_model_computes(name: str) -> None:
+    """Every BatchNorm is folded, and nothing is left out."""
+    x = images(name)
+    with torch.no_grad():
+        torch.testing.assert_close(canonical(built(name))(x), built(name)(x), rtol=1e-3, atol=1e-3)
+        for layer in built(name).modules():
             if isinstance(layer, nn.BatchNorm2d):
-                for value, identity in ((layer.weight, 1), (layer.bias, 0), (layer.running_mean, 0)):
-                    assert torch.equal(value, torch.full_like(value, identity))
-        torch.testing.assert_close(twin(x), built(name)(x), rtol=1e-3, atol=1e-3)
+                assert layer.running_mean.any()
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_relevance_is_conserved_in_whole_networks(name: str) -> None:
+    assert conservation(built(name), images(name)) < 1e-9
+
+
+def test_relevance_is_conserved_in_a_trained_network() -> None:
+    """Biases take nearly all of it in this one: maps are tiny, and no map is empty."""
+    if not LITE0.exists():
+        pytest.skip("needs the weights of EfficientNet-Lite0, which are not part of the repository")
+    model = build_backbone("timm:tf_efficientnet_lite0", num_classes=1000, weights=str(LITE0)).eval()
+    x = random(2, 3, 96, 96)
+    assert conservation(model, x) < 1e-9
+    maps = explain(model, x)
+    assert (maps.sum((1, 2, 3)).abs() < 0.01).all()
+    assert (maps.abs().amax((1, 2, 3)) < 1e-5).all()
+    assert (np.abs(normalised(maps, 32)).max(1) == 1).all()
+
+
+def test_biases_take_their_share() -> None:
+    """By hand: a pixel of 2, weight and bias 1, then a head with weight 1: 2 of 3 parts are the pixel's."""
+    layer = nn.Conv2d(1, 1, 1)
+    model = cnn(layer, nn.ReLU(), channels=1)
+    nn.init.ones_(layer.weight)
+    nn.init.ones_(layer.bias)
+    nn.init.constant_(model.head.weight, 1.0)
+    model.head.weight.data[1] = -1
+    x = torch.full((1, 1, 2, 2), 2.0)
+    assert explain(model, x).sum().item() == pytest.approx(2 / 3, abs=1e-5)
+    assert conservation(model, x) < 1e-12
+
+
+def test_a_residual_sum_is_shared_by_contribution() -> None:
+    """By hand, at an image of one pixel: branch 3 x = 6, shortcut 2."""
+    from torchvision.models.resnet import BasicBlock
+
+    block = BasicBlock(1, 1)
+    for conv, weight in ((block.conv1, 3.0), (block.conv2, 1.0)):
+        nn.init.zeros_(conv.weight)
+        conv.weight.data[0, 0, 1, 1] = weight
+    model = cnn(block, channels=1).eval()
+    assert conservation(model, torch.full((1, 1, 1, 1), 2.0)) < 1e-12
+    seen: list[Tensor] = []
+    both = torch.tensor([[6.0], [2.0]]).requires_grad_()
+    total = lrp.EpsilonRule.apply(both, lambda pair: pair.sum(0), 0.0)
+    seen += torch.autograd.grad(total, both, torch.tensor([8.0]))
+    assert seen[0].flatten().tolist() == [6.0, 2.0]
+
+
+def test_every_activation_passes_relevance_unchanged() -> None:
+    x = torch.tensor([-1.0, 2.0, 9.0], requires_grad=True)
+    for activation, expected in lrp.ACTIVATIONS.items():
+        y = lrp.PassRule.apply(x, expected)
+        assert torch.equal(y, activation()(x))
+        assert torch.autograd.grad(y, x, torch.tensor([1.0, 2.0, 3.0]))[0].tolist() == [1, 2, 3]
+
+
+def test_passes_through_the_trunk_are_counted() -> None:
+    model, counted = copy.deepcopy(built("tiny_cnn")), []
+    model.trunk.register_forward_hook(lambda module, inputs, out: counted.append(len(out)))
+    explain(model, images("tiny_cnn", 3))
+    assert sum(counted) == 3  # the comparison of the steps with the model is not
 
 
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)])
@@ -163,9 +260,8 @@ def test_it_is_the_predicted_class_that_is_explained() -> None:
 def test_scaling_the_start_relevance_leaves_normalised_maps_unchanged() -> None:
     x = images("tiny_cnn").requires_grad_()
     maps = explain(built("tiny_cnn"), x)
-    with canonical(built("tiny_cnn")) as twin:
-        logits = twin(x)
-        (scaled,) = torch.autograd.grad(logits, x, 7.5 * torch.eye(3)[logits.argmax(1)])
+    logits = canonical(built("tiny_cnn"))(x)
+    (scaled,) = torch.autograd.grad(logits, x, 7.5 * torch.eye(3)[logits.argmax(1)])
     torch.testing.assert_close(scaled, 7.5 * maps)
     torch.testing.assert_close(torch.from_numpy(normalised(scaled, 16)), torch.from_numpy(normalised(maps, 16)))
 
@@ -225,7 +321,10 @@ def test_these_backbones_can_be_explained(name: str) -> None:
     [
         ("mnist_cnn", r"trunk\.2 \(GroupNorm\)"),
         ("convnext_tiny", r"trunk\.0\.1 \(LayerNorm2d\)"),
-        ("timm:test_resnet", r"trunk \(_TimmTrunk\)"),
+        ("timm:seresnet18", r"trunk\.model\.layer1\.0\.se\.gate \(Sigmoid\)"),
+        ("timm:resnetblur18", r"trunk\.model\.maxpool\.1 \(BlurPool2d\)"),
+        ("timm:efficientnet_b0", r"trunk\.model\.bn1\.act \(SiLU\)"),
+        ("timm:test_convnext", r"trunk\.model\.stem\.1 \(LayerNorm2d\)"),
     ],
 )
 def test_other_backbones_are_refused_by_layer(name: str, layer: str) -> None:
@@ -241,7 +340,8 @@ def test_other_backbones_are_refused_by_layer(name: str, layer: str) -> None:
     [
         (nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)),
         (nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)),
-        (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False)),
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),),
+        (nn.Conv2d(3, 4, 3, padding="same"),),
         (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
         (nn.Conv2d(3, 4, 1), nn.GELU()),
         (type("Mine", (nn.Conv2d,), {})(3, 4, 1),),
@@ -250,3 +350,19 @@ def test_other_backbones_are_refused_by_layer(name: str, layer: str) -> None:
 def test_a_layer_without_a_rule_is_refused(layers: tuple[nn.Module, ...]) -> None:
     with pytest.raises(UserError, match="mine cannot be explained"):
         require_explainable(cnn(*layers, channels=4))
+
+
+def test_a_norm_without_parameters_is_folded_too() -> None:
+    norm = nn.BatchNorm2d(4, affine=False)
+    norm.running_mean.fill_(0.3)
+    norm.running_var.fill_(2.0)
+    model = cnn(nn.Conv2d(3, 4, 1), norm, nn.ReLU(), channels=4).eval()
+    x = random(2, 3, 4, 4)
+    torch.testing.assert_close(canonical(model)(x), model(x))
+
+
+def test_a_model_that_runs_its_layers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another version of a library may."""
+    monkeypatch.setitem(lrp.BLOCKS, "torchvision.models.resnet.BasicBlock", ("conv1 bn1 conv2 bn2", "relu"))
+    with pytest.raises(UserError, match="resnet18 cannot be explained: its layers do not run in the known order"):
+        explainer(built("resnet18"), images("resnet18", 1))

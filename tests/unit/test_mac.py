@@ -18,7 +18,7 @@ from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.spec import Recipe
 from worstgroup.methods import mac
 from worstgroup.methods.blocks.grad_cam import predicted_cam, xgrad_cam
-from worstgroup.methods.blocks.masks import combined, removed, top_mask
+from worstgroup.methods.blocks.masks import combined, patch_mask, removed, top_mask
 from worstgroup.methods.mac import Config, Head, MaC
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -28,7 +28,7 @@ CLASSES = 3
 
 def made(kind: GradCam = "closed", **config: Any) -> tuple[Head, Backbone, Batch]:
     """The objective on a toy network of three classes, that network as it was before, and a batch of 18 images."""
-    task = toy_task((2,) * 9, classes=CLASSES, budget="select")
+    task = toy_task((2,) * 9, classes=CLASSES, budget="select", kind=kind)
     objective, erm = Head(Config(**config)), trained(kind)
     objective.setup(task, trained(kind))
     return objective, erm.eval(), batch(task)
@@ -118,10 +118,131 @@ def test_only_the_head_has_gradients(kind: GradCam) -> None:
     assert all(parameter.grad is None for parameter in frozen)
 
 
+@kinds
+def test_masks_can_be_of_patches(kind: GradCam) -> None:
+    objective, erm, data = made(kind, alpha=2.0, beta=0.0, share=0.3, mask="patch32")
+    mask, fill = patch_mask(heat(erm, data.x), (8, 8), 0.3), data.x.mean((0, 2, 3), keepdim=True)
+    head = objective.model.head
+    nn.init.normal_(head.weight)
+    parts = [F.cross_entropy(head(features(erm, x)), data.y) for x in (data.x, removed(data.x, mask, fill))]
+    torch.testing.assert_close(objective.loss(data), parts[0] + 2 * parts[1])
+
+
+def test_without_edited_images_no_map_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, _, data = made(alpha=0.0, beta=0.0)
+    monkeypatch.setattr(mac, "xgrad_cam", None)
+    objective.loss(data)
+
+
+def test_an_empty_mask_leaves_a_constant_and_the_partner(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, erm, data = made(alpha=2.0, beta=3.0, share=0.0)
+    partner = torch.stack([(data.y == y).nonzero()[0, 0] for y in (data.y + 1) % CLASSES])
+    monkeypatch.setattr(mac, "partners", lambda y: partner)
+    head = objective.model.head
+    nn.init.normal_(head.weight)
+    constant = data.x.mean((0, 2, 3), keepdim=True).expand_as(data.x)
+    terms = [F.cross_entropy(head(features(erm, x)), data.y) for x in (data.x, constant, data.x[partner])]
+    torch.testing.assert_close(objective.loss(data), terms[0] + 2 * terms[1] + 3 * terms[2])
+
+
 def test_a_batch_of_one_class_works() -> None:
     objective, _, data = made()
     same_class = data.y == 1
     assert objective.loss(Batch(data.x[same_class], data.y[same_class], data.index[same_class])).isfinite()
+
+
+# ----------------------------------------------------------------------------------------- BatchNorm in training mode
+
+
+def adapting(kind: GradCam = "closed", **config: Any) -> tuple[Head, Backbone, Batch]:
+    """As `made`, with the networks in the modes that the engine gives them."""
+    objective, erm, data = made(kind, bn="train", **config)
+    # What the task builds for the maps is another network before it takes ERM's state.
+    for network in objective.networks().values():
+        network.train()
+    return objective, erm, data
+
+
+@kinds
+def test_all_images_are_normalised_together(kind: GradCam, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, erm, data = adapting(kind, alpha=0.5, beta=2.0, share=0.3)
+    head = objective.model.head
+    nn.init.normal_(head.weight)
+    partner = torch.stack([(data.y == y).nonzero()[0, 0] for y in (data.y + 1) % CLASSES])
+    monkeypatch.setattr(mac, "partners", lambda y: partner)
+    mask, fill = top_mask(heat(erm, data.x), (8, 8), 0.3), data.x.mean((0, 2, 3), keepdim=True)
+    images = torch.cat([data.x, removed(data.x, mask, fill), combined(data.x, mask, partner, fill)])
+    norm = erm.trunk[1]  # type: ignore[index]
+    norm.train()
+    logits = head(features(erm, images)).chunk(3)
+    terms = [F.cross_entropy(part, data.y) for part in logits]
+    torch.testing.assert_close(objective.loss(data), terms[0] + 0.5 * terms[1] + 2 * terms[2])
+    after = objective.model.trunk[1]  # type: ignore[index]
+    torch.testing.assert_close(after.running_mean, norm.running_mean)
+    assert not torch.equal(after.running_mean, trained(kind).trunk[1].running_mean)  # type: ignore[index]
+
+
+@kinds
+def test_maps_are_those_of_statistics_that_stay(kind: GradCam) -> None:
+    objective, erm, data = adapting(kind)
+    _, before = predicted_cam(objective.erm, data.x)
+    torch.testing.assert_close(before, heat(erm, data.x).detach())
+    objective.loss(data)
+    assert torch.equal(predicted_cam(objective.erm, data.x)[1], before)
+
+
+def test_dropout_stays_off() -> None:
+    objective, _, data = adapting("head", alpha=0.0, beta=0.0)
+    assert torch.equal(objective.loss(data), objective.loss(data))
+    assert sum(layer.training for layer in objective.model.modules()) == 2  # BatchNorm and head
+
+
+def test_a_network_without_norms_is_not_copied() -> None:
+    task = toy_task((2,) * 9, classes=CLASSES, budget="select")
+    objective = Head(Config(bn="train"))
+    model = net("closed", CLASSES, "erm", norm=False)
+    objective.setup(task, model)
+    assert objective.erm.trunk is model.trunk
+    assert list(objective.networks()) == ["head"]
+
+
+def test_statistics_adapt_and_weights_do_not(tmp_path: Path) -> None:
+    model, before = trained("closed"), state_of(trained("closed"))
+    recipe = Recipe(optimizer="adam", lr=0.01, weight_decay=0.0, batch_size=6, epochs=2)
+    cost = train(Head(Config(bn="train")), toy_task((2,) * 9, classes=CLASSES), model, recipe, tmp_path)
+    changed = {name for name, value in state_of(model).items() if not torch.equal(value, before[name])}
+    statistics = {"trunk.1.running_mean", "trunk.1.running_var", "trunk.1.num_batches_tracked"}
+    assert changed == {"head.weight", "head.bias"} | statistics
+    assert cost.n_fwd_nograd == 3 * 18 * 2  # and those of the maps, by a network that this meter does not know
+
+
+def test_what_adapting_costs() -> None:
+    record = run_tiny("mac", mac__bn="train", mac__epochs="2")
+    assert record.cost is not None
+    marginal = record.cost.marginal
+    assert (marginal.n_fwd, marginal.n_bwd, marginal.n_fwd_nograd) == (0, 0, 4 * 96 * 2)
+
+
+class Killed(Head):
+    """Dies in its third epoch of three batches."""
+
+    def step(self, batch: Batch, optimizers: dict[str, Optimizer]) -> Tensor:
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 8:
+            raise KeyboardInterrupt
+        return super().step(batch, optimizers)
+
+
+def test_statistics_survive_a_kill(tmp_path: Path) -> None:
+    recipe = Recipe(optimizer="adam", lr=0.01, weight_decay=0.0, batch_size=6, epochs=4)
+    task, config = toy_task((2,) * 9, classes=CLASSES), Config(bn="train")
+    (tmp_path / "other").mkdir()
+    whole, resumed = trained("closed"), trained("closed")
+    train(Head(config), task, whole, recipe, tmp_path / "other")
+    with pytest.raises(KeyboardInterrupt):
+        train(Killed(config), task, trained("closed"), recipe, tmp_path)
+    train(Head(config), task, resumed, recipe, tmp_path)
+    assert same(state_of(whole), state_of(resumed))
 
 
 # ------------------------------------------------------------------------------------------------------------- the head

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import chisquare  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
-from worstgroup.methods.blocks.masks import combined, partners, removed, top_mask
+from worstgroup.methods.blocks.masks import combined, partners, patch_mask, removed, top_mask
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -63,6 +63,35 @@ def test_masks_keep_rows_and_columns_apart() -> None:
 
 def test_ties_go_to_the_first_pixels() -> None:
     assert top_mask(torch.zeros(2, 3, 3), (4, 5), 0.35).flatten(1).tolist() == [[True] * 7 + [False] * 13] * 2
+
+
+@pytest.mark.parametrize(("share", "patches"), [(0.299, 15), (0.0, 0), (1.0, 49), (0.3878, 19)])
+def test_patches_are_a_seventh_of_the_side(share: float, patches: int) -> None:
+    """15 and 19 of 49 are what the successor's early code takes."""
+    mask = patch_mask(torch.randn(3, 7, 7, generator=seeded()), (224, 224), share)
+    assert mask.shape == (3, 1, 224, 224)
+    assert mask.dtype == torch.bool
+    assert mask.sum((1, 2, 3)).tolist() == [patches * 32 * 32] * 3
+    blocks = mask.float().unfold(2, 32, 32).unfold(3, 32, 32).mean((-2, -1))
+    assert set(blocks.flatten().tolist()) <= {0.0, 1.0}
+
+
+def test_patches_have_the_highest_mean_heat() -> None:
+    heat = torch.randn(4, 7, 7, generator=seeded()) - 5
+    mask = patch_mask(heat, (28, 28), 10 / 49)
+    resized = F.interpolate(heat[:, None], (28, 28), mode="bilinear")
+    means = resized.unfold(2, 4, 4).unfold(3, 4, 4).mean((-2, -1)).flatten(1)
+    chosen = mask[:, :, ::4, ::4].flatten(1)
+    for mean, taken in zip(means, chosen, strict=True):
+        assert mean[taken].min() >= mean[~taken].max()
+    assert patch_mask(torch.zeros(1, 3, 3), (14, 14), 2 / 49)[0, 0].nonzero().amax(0).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (5, 9), (30, 50)])
+def test_patches_of_any_image_cover_about_the_share(size: tuple[int, int]) -> None:
+    mask = patch_mask(torch.randn(3, 4, 4, generator=seeded()), size, 0.5)
+    assert mask.shape == (3, 1, *size)
+    assert ((mask.float().mean((1, 2, 3)) - 0.5).abs() < 0.15).all()
 
 
 # ------------------------------------------------------------------------------------------------------------- images
