@@ -130,7 +130,7 @@ def test_masks_can_be_of_patches(kind: GradCam) -> None:
 
 def test_without_edited_images_no_map_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     objective, _, data = made(alpha=0.0, beta=0.0)
-    monkeypatch.setattr(mac, "xgrad_cam", None)
+    monkeypatch.setattr(mac, "predicted_cam", None)
     objective.loss(data)
 
 
