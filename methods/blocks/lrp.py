@@ -69,9 +69,9 @@ def explainer(model: Backbone, example: Tensor) -> Step:
     with torch.no_grad(), torch.autocast(example.device.type, enabled=False):
         wanted = plain.head(plain.neck(plain.trunk.forward(example)))  # past the hooks, which count passes
         error = (rest(trunk(example)) - wanted).abs().max()
-    if error > 0.01 * wanted.abs().max():
+    if not error <= 0.01 * wanted.abs().max():  # NaN is refused too
         raise UserError(
-            f"{model.name} cannot be explained: its layers do not run in the known order; take {EXPLAINABLE}"
+            f"{model.name} cannot be explained: its layers, in the known order, give other logits; take {EXPLAINABLE}"
         )
     # A shallow copy has the hooks of the original, which count the passes, but a forward of its own.
     counted = copy.copy(model.trunk)

@@ -365,5 +365,14 @@ def test_a_norm_without_parameters_is_folded_too() -> None:
 def test_a_model_that_runs_its_layers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As another version of a library may."""
     monkeypatch.setitem(lrp.BLOCKS, "torchvision.models.resnet.BasicBlock", ("conv1 bn1 conv2 bn2", "relu"))
-    with pytest.raises(UserError, match="resnet18 cannot be explained: its layers do not run in the known order"):
+    with pytest.raises(
+        UserError, match="resnet18 cannot be explained: its layers, in the known order, give other logits"
+    ):
         explainer(built("resnet18"), images("resnet18", 1))
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    model = copy.deepcopy(built("tiny_cnn"))
+    model.head.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="tiny_cnn cannot be explained"):
+        explain(model, images("tiny_cnn"))
