@@ -59,7 +59,7 @@ def small_digits(official: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def small(request: Request) -> Request:
     """The same row, with a network and pictures that take a step within a blink."""
-    settings = request.settings | {"recipe.epochs": "1"}
+    settings = request.settings | {"recipe.epochs": "2" if request.method == "pgi" else "1"}
     if not request.dataset.startswith("cmnist"):
         settings["data.size"] = "48"
     if settings.get("ex2l.similarity") not in (None, "mae"):
