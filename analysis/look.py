@@ -123,8 +123,9 @@ def explained(predictor: Predictor) -> Backbone:
     head: nn.Module = predictor.head or model.head
     if isinstance(head, StandardisedLinear):
         folded = nn.Linear(len(head.mean), len(head.bias))
-        weight = head.weight / head.scale
-        folded.load_state_dict({"weight": weight, "bias": head.bias - weight @ head.mean})
+        weight, bias = head.weight / head.scale, head.bias - head.weight / head.scale @ head.mean
+        # Of two classes it has one row, the other is zero: a map of that logit would be empty. Probabilities stay.
+        folded.load_state_dict({"weight": weight - weight.mean(0), "bias": bias - bias.mean()})
         head = folded
     if not isinstance(head, nn.Linear):
         raise UserError(f"its head is a {type(head).__name__}: only linear heads can be explained")

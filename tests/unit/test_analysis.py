@@ -144,13 +144,13 @@ def predictor(head: nn.Module | None) -> Predictor:
 
 def test_a_head_on_standardised_features_becomes_one_on_features() -> None:
     features = RNG.normal(3, 2, size=(40, 6)).astype(np.float32)
-    head = StandardisedLinear(
-        Scaler.fit(features), RNG.normal(size=(2, 6)).astype(np.float32), np.array([0.5, -1], np.float32)
-    )
+    weight = np.stack([np.zeros(6), RNG.normal(size=6)]).astype(np.float32)
+    head = StandardisedLinear(Scaler.fit(features), weight, np.array([0, -1], np.float32))
     made = predictor(head)
     model = look.explained(made)
     x = torch.from_numpy(features)
-    assert torch.allclose(model(x[:, :, None, None]), head(x), atol=1e-5)
+    assert torch.allclose(model(x[:, :, None, None]).softmax(1), head(x).softmax(1), atol=1e-5)
+    assert (model.head.weight.abs().sum(1) > 0).all()  # a zero row would have empty maps
     assert made.checkpoint.model.head is not model.head
 
 
