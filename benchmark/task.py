@@ -21,7 +21,7 @@ from .data import Joined, Pixels
 from .environments import EnvDefinition
 from .errors import UserError, require
 from .lab import Arrays, Checkpoint, Lab
-from .selection import CRITERIA, Score, Selector
+from .selection import CRITERIA, Score, Selector, first_best
 from .spec import Card, Recipe, RunSpec, derive_seed, digest
 
 __all__ = ["Checkpoint", "Choice", "GroupSource", "Pool", "Predictor", "Task"]
@@ -283,15 +283,16 @@ class Task:
             known = self._attributes("val", seen)
         return Selector(criterion, seen, y, known.groups(y, self.num_classes))
 
-    def halves(self, rows: Indices, *, attributes: bool = True) -> tuple[Indices, Indices]:
+    def halves(self, rows: Indices, repeat: int = 0, *, attributes: bool = True) -> tuple[Indices, Indices]:
         """Rows of validation in two, stratified by y: one half to fit on, one to select on (spec 10.2); sorted.
 
-        Where no attribute is fitted on (never by this method: `attributes=False`), images whose attributes are granted
-        go to the second half first.
+        Every `repeat` divides them anew. Where no attribute is fitted on (never by this method: `attributes=False`),
+        images whose attributes are granted go to the second half first.
         """
         fits_attributes = attributes and self._source is None and self.spec.policy != "class"
         granted = () if fits_attributes else self._annotations.rows("val", "select")
-        return annotations.halves(rows, self.y("val")[rows], self.rng("halves"), np.isin(rows, granted))
+        rng = self.rng(f"halves {repeat}" if repeat else "halves")
+        return annotations.halves(rows, self.y("val")[rows], rng, np.isin(rows, granted))
 
     # ------------------------------------------------------------------------------------------------------ stages
 
@@ -480,12 +481,21 @@ class Task:
 
         It looks at all of validation that the rung lets it see, or at those images among `rows`.
         """
+        return self.choose_repeatedly([(predictions, rows)])
+
+    def choose_repeatedly(
+        self, repeats: Iterable[tuple[Iterable[NDArray[np.integer[Any]]], Indices | None]]
+    ) -> tuple[int, Choice]:
+        """Position of the candidate with the best mean score over repeats, each with predictions of all candidates and
+        the rows to score them on; see `choose`.
+        """
         made = self._replay("choose")
         if made is not None:
             return made.position, made.choice
-        candidates = list(predictions)
-        best, score = self.selector(rows).best(candidates)
-        choice = self._choice(score, None, len(candidates))
+        scores = [list(map(self.selector(rows), predictions)) for predictions, rows in repeats]
+        means = [tuple(np.mean(same, axis=0).tolist()) for same in zip(*scores, strict=True)]
+        best = first_best(means)
+        choice = self._choice(means[best], None, len(means))
         self.decisions.append(Decision("choose", best, choice))
         return best, choice
 
