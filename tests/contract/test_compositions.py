@@ -8,6 +8,7 @@ from worstgroup.trial import Bench
 COMPOSED = {
     **{f"dfr+{source}": "" for source in SOURCES if SOURCES[source].requires.fit == "none"},
     **{f"groupdro+{source}": "" for source in SOURCES},
+    **{f"{host}+exmap": "" for host in ("resample", "reweight", "ex2l", "irm", "jtt")},
     "groupdro@subset": "val-20",
     **{f"{name}@masked": "val-20" for name in METHODS if METHODS[name].requires.masked},
     "erm(+val)": "val-20",

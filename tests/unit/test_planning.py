@@ -102,9 +102,9 @@ def test_a_setting_reaches_the_source_it_names() -> None:
 
 
 @pytest.mark.parametrize("methods", ["dfr", "groupdro@pseudo", "groupdro+predictor"])
-def test_the_predictor_has_no_settings(methods: str) -> None:
+def test_a_setting_that_the_predictor_does_not_have_is_refused(methods: str) -> None:
     (problem,) = problems(methods, predictor__epochs="4")
-    assert problem == "unknown predictor key 'epochs'. Known: none."
+    assert problem == "unknown predictor key 'epochs'. Known: balanced."
 
 
 def test_all_mistakes_are_told_at_once() -> None:
