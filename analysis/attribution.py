@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..benchmark.errors import require
 from ..benchmark.store import Store
-from ..methods.blocks.grad_cam import xgrad_cam
+from ..methods.blocks.grad_cam import predicted_cam
 from ..methods.blocks.masks import top_mask
 from .look import Look
 
@@ -39,11 +39,7 @@ def report(look: Look, silhouettes: Store) -> list[dict[str, object]]:
         for rows in np.array_split(np.arange(len(groups)), max(1, len(groups) // 64)):
             white = torch.stack([torch.from_numpy(_white(objects.images, row)) for row in objects.image_rows()[rows]])
             x = look.inputs("test", rows)
-            with torch.no_grad():
-                features = model.trunk(x)
-            features.requires_grad_(model.grad_cam == "head")
-            logits = model.head(model.neck(features))
-            parts.append(shares(xgrad_cam(model, features, logits, logits.argmax(1)).cpu(), white).numpy())
+            parts.append(shares(predicted_cam(model, x)[1].cpu(), white).numpy())
         values = np.concatenate(parts)
         lines += [{"model": name, "group": names[g], **line} for g, line in _means(values, groups)]
     return lines

@@ -22,11 +22,10 @@ def report(look: Look, found: Path, picture: Path, explainer: Explainer, columns
     require(bool(told.source), f"{told.label} has no group source: nothing was found; look at one such as dfr+exmap")
     require(bool(told.agreement), f"{told.label}: its record does not hold the groups that its source found")
     split: SplitName = "val" if "val" in told.agreement else "train"
-    values = record.read_predictions(found, told)[f"{split}_source"].astype(np.int64)
-    sizes = tuple(int(column.max()) + 1 for column in values.T)
-    own = Attributes(values, sizes).groups(look.split(split).y, len(card.classes)).index
+    clusters = Attributes.of(record.read_predictions(found, told)[f"{split}_source"].astype(np.int64))
+    own = clusters.groups(look.split(split).y, len(card.classes)).index
     true, names = look.groups(split), card.group_names()
-    per_class = int(np.prod(sizes))
+    per_class = int(np.prod(clusters.sizes))
     rows = {
         f"{card.classes[g // per_class]}, cluster {g % per_class}": np.flatnonzero(own == g) for g in np.unique(own)
     }

@@ -3,15 +3,15 @@
 Capitani et al., ClusterFix, WACV 2024: ROC curves of the loss and of the entropy of an auxiliary cluster classifier.
 """
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from ..benchmark.errors import require
-from ..benchmark.home import write_bytes
 from ..methods.blocks.class_clusters import partition
+from .figure import save
 from .look import Look
 
 CLUSTERS = 8
@@ -29,13 +29,15 @@ def critical(groups: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.bool
 
 def entropy(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
     """Entropy in bits (n,) of `softmax(logits / t)`; over eight equally likely clusters it is 3."""
-    p = _softmax(logits / temperature)
+    p = softmax(logits / temperature, axis=1)
     return np.asarray(-(p * np.log2(np.clip(p, 1e-30, None))).sum(1))
 
 
 def loss(logits: NDArray[np.float64], cluster: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
     """Cross-entropy (n,) of `softmax(logits / t)` with the clusters."""
-    return np.asarray(-np.log(np.clip(_softmax(logits / temperature)[np.arange(len(cluster)), cluster], 1e-30, None)))
+    return np.asarray(
+        -np.log(np.clip(softmax(logits / temperature, axis=1)[np.arange(len(cluster)), cluster], 1e-30, None))
+    )
 
 
 def report(look: Look, path: Path) -> list[dict[str, object]]:
@@ -88,18 +90,11 @@ def cluster_logits(
     return np.asarray(np.clip(logits, -1e4, None))
 
 
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(p / p.sum(1, keepdims=True))
-
-
 def _draw(look: Look, curves: dict[str, Scores], z: NDArray[np.bool_], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from sklearn.metrics import roc_auc_score, roc_curve
 
     figure = Figure(figsize=(8, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     for axis, name in zip(figure.subplots(1, 2), ("loss", "entropy"), strict=True):
         for model, found in curves.items():
             rate, hits, _ = roc_curve(z, found[name])
@@ -108,6 +103,4 @@ def _draw(look: Look, curves: dict[str, Scores], z: NDArray[np.bool_], path: Pat
         axis.set(xlabel="other images", ylabel="critical images found", title=f"{name} of the cluster classifier")
         axis.legend(title="area", fontsize=8)
     figure.suptitle(f"{look.store.card.name}, train: {int(z.sum()):,} critical of {len(z):,} images", fontsize=9)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    save(figure, path)

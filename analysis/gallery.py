@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..benchmark.home import write_bytes
 from ..benchmark.spec import SplitName
 from ..contact_sheet import fitting, png, rgb
-from ..methods.blocks.explainers import Explainer, maps
+from ..methods.blocks.explainers import Explainer, prepared
 from .look import Look
 
 SIDE, GAP, LABEL, HEAD = 96, 4, 200, 56
@@ -81,10 +81,10 @@ def _cells(
         signed if explainer in ("lrp", "lrp-zennit", "ig") else heat
     )
     for model in look.models.values():
+        explain = prepared(explainer, model, look.inputs(split, rows[:1]))
         for start in range(0, len(rows), 32):
             x = look.inputs(split, rows[start : start + 32])
-            found = maps(explainer, model, x)
-            found = F.interpolate(found, size=x.shape[2:], mode="bilinear", align_corners=False)
+            found = F.interpolate(explain(x), size=x.shape[2:], mode="bilinear", align_corners=False)
             with torch.no_grad():
                 predicted = model(x).argmax(1).cpu().numpy()
             for i, values in enumerate(found.sum(1).cpu().numpy()):

@@ -3,14 +3,13 @@
 eX2L shows a projection with a score whose name the text has lost; silhouette and a linear probe stand here instead.
 """
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..benchmark.home import write_bytes
 from ..benchmark.spec import SplitName
+from .figure import save
 from .look import Look
 
 Matrix = NDArray[np.float32]
@@ -82,13 +81,11 @@ def report(look: Look, name: SplitName, path: Path) -> list[dict[str, object]]:
 def _draw(
     look: Look, planes: dict[str, Matrix], labels: dict[str, NDArray[np.int64]], name: SplitName, path: Path
 ) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     card = look.store.card
     values = {"class": card.classes, "environment": card.environments} | {a.name: a.values for a in card.attributes}
     figure = Figure(figsize=(3.6 * len(labels), 3.4 * len(planes) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(planes), len(labels), squeeze=False)
     for row, (model, plane) in zip(axes, planes.items(), strict=True):
         for axis, (what, numbers) in zip(row, labels.items(), strict=True):
@@ -99,6 +96,4 @@ def _draw(
             if len(np.unique(numbers)) <= 12:
                 axis.legend(fontsize=7, markerscale=3)
     figure.suptitle(f"{card.name}, {name}: features of {len(next(iter(planes.values()))):,} images", fontsize=9)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    save(figure, path)

@@ -51,6 +51,11 @@ class Attributes:
         sizes = tuple(max(size) for size in zip(*(part.sizes for part in parts), strict=True))
         return cls(np.concatenate([part.values for part in parts]), sizes)
 
+    @classmethod
+    def of(cls, values: Indices) -> "Attributes":
+        """Values (n, k), none of them unknown, whose sizes are as large as they need."""
+        return cls(values, tuple(int(column.max()) + 1 for column in values.T))
+
     def at(self, rows: Indices) -> "Attributes":
         """Those of some examples."""
         return Attributes(self.values[rows], self.sizes)

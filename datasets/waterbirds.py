@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..benchmark.pictures import Draw
 from ..benchmark.registry import dataset
 from ..benchmark.spec import Attribute, Card, Recipe, Source, SplitName, Transform
 from ..benchmark.store import Split, Splits
@@ -199,26 +200,26 @@ def by_place(card: Card, root: Path | None) -> Splits:
 
 def foreground_black(card: Card, root: Path | None) -> Splits:
     """Test birds on black; train and validation share the usual pool."""
-    release = read_release(card.name, root)
-    splits = release.splits(card.pixels)
-    images = cut_out_birds(release, splits["test"].image_rows(), on_black, card.pixels)
-    return splits | {"test": replace(splits["test"], images=images, rows=None)}
+    return _cut_out(card, root, on_black)
 
 
 def foreground_grey(card: Card, root: Path | None) -> Splits:
     """Test birds on grey, DFR's own where they are there; train and validation share the usual pool."""
-    release = read_release(card.name, root)
-    splits = release.splits(card.pixels)
-    rows = splits["test"].image_rows()
-    images = drawn_birds(release, rows, card.pixels) or cut_out_birds(release, rows, on_grey, card.pixels)
-    return splits | {"test": replace(splits["test"], images=images, rows=None)}
+    return _cut_out(card, root, on_grey, own=True)
 
 
 def silhouettes(card: Card, root: Path | None) -> Splits:
     """Where the birds of the test pictures are; train and validation share the usual pool."""
+    return _cut_out(card, root, on_nothing)
+
+
+def _cut_out(card: Card, root: Path | None, draw: Draw, own: bool = False) -> Splits:
+    """The release with test birds drawn from pictures and masks; with `own` DFR's, where they are there."""
     release = read_release(card.name, root)
     splits = release.splits(card.pixels)
-    images = cut_out_birds(release, splits["test"].image_rows(), on_nothing, card.pixels)
+    rows = splits["test"].image_rows()
+    drawn = drawn_birds(release, rows, card.pixels) if own else None
+    images = drawn or cut_out_birds(release, rows, draw, card.pixels)
     return splits | {"test": replace(splits["test"], images=images, rows=None)}
 
 

@@ -195,8 +195,7 @@ def _agreement(record: RunRecord, arrays: Arrays) -> Iterator[str]:
 
 def _found(arrays: Arrays, name: str) -> Attributes:
     """What the group source answered for a split."""
-    values = arrays[f"{name}_source"].astype(np.int64)
-    return Attributes(values, tuple(int(column.max()) + 1 for column in values.T))
+    return Attributes.of(arrays[f"{name}_source"].astype(np.int64))
 
 
 def _selection(record: RunRecord, arrays: Arrays) -> Iterator[str]:
