@@ -12,7 +12,7 @@ from rich.console import Console
 from .benchmark.errors import UserError
 
 if TYPE_CHECKING:
-    from .leaderboard.aggregate import Table
+    from .leaderboard.table import Table
 
 out = Console(width=None if sys.stdout.isatty() else 1000)  # a pipe has no width: there nothing is wrapped
 err = Console(stderr=True)

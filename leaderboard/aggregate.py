@@ -3,124 +3,64 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..benchmark import record as records
 from ..benchmark.budget import Budget
-from ..benchmark.errors import CorruptFile
 from ..benchmark.planning import Absent
-from ..benchmark.record import Arrays, RunRecord
-from . import statistics
-from .statistics import Estimate, Outcome, Samples
-
-MEANS = ("acc_adj", "acc_mean", "acc_group")
-HELD = {"wga_train": "train_metrics", "wga_val": "val_metrics"}
-"""Worst-group accuracy on the splits that are not test, and the field of a record that has it."""
+from .entry import AGREEMENT, HELD, MEANS, Entry
+from .estimates import Cell, Estimates, estimate
+from .index import Collected, Index
+from .table import CostRatio, Resolution, Row, RunResult, Table
 
 
-AGREEMENT = ("ami", "worst_recall")
-"""How a source's groups agree with the true ones."""
+def collect(paths: Iterable[Path], index: Index | None = None) -> Collected:
+    """What tables need of all finished runs among the given record files, and what is wrong with the others.
 
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference to ERM with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class CostRatio:
-    """Cost relative to the block's ERM on the same device; `same_session` says whether both were measured together.
-
-    `search` is what all draws of the search cost that the settings come from, 0 without one.
+    A copy counts once. Runs on another test set than most of their block are left out.
     """
-
-    marginal: float
-    scratch: float
-    same_session: bool
-    search: float = 0.0
-
-
-@dataclass
-class Row:
-    """One method at one budget over its seeds, or the `reason` why it is not run there."""
-
-    method: str
-    budget: str
-    tag: str
-    seeds: tuple[int, ...]
-    labels: int
-    metrics: dict[str, Estimate | None]
-    versus_erm: dict[str, Difference] = field(default_factory=dict)
-    cost: CostRatio | None = None
-    reason: str = ""
-    held: dict[str, Estimate | None] = field(default_factory=dict)
-    agreement: dict[str, float] = field(default_factory=dict)
-    """Of the source's groups with the true ones, mean over seeds; empty for a row without a source."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of method and source, and those of the recipe that a search found."""
-    searched: bool = False
-    rendered: int = 0
-    """Images with a shortcut replaced that it trained on: no labels, but privileged."""
-
-    def settings_text(self) -> str:
-        """`step_size=0.1 recipe.lr=0.003`."""
-        return " ".join(f"{key}={value}" for key, value in self.settings.items()).replace(", ", ",")
-
-    def amplified(self, gap: str) -> bool:
-        """Whether a gap is wider than ERM's beyond its interval (the Whac-A-Mole effect)."""
-        return gap in self.versus_erm and self.versus_erm[gap].high < 0
+    collected = (index or Index()).collect(paths)
+    once: dict[str, Entry] = {}
+    for entry in sorted(collected.entries, key=lambda entry: entry.path):
+        first = once.setdefault(entry.run, entry)
+        if first is not entry:
+            collected.problems.append(f"{entry.path}: run {entry.run[:12]} is there already, as {first.path}")
+    blocks = _by_block(once.values())
+    foreign = {entry.run: reason for block in blocks.values() for entry, reason in _foreign(block)}
+    collected.problems += [f"{once[run].path}: {reason}" for run, reason in foreign.items()]
+    collected.entries = [entry for run, entry in once.items() if run not in foreign]
+    return collected
 
 
-@dataclass
-class Table:
-    """One block: what its rows share, its gap columns, and the rows from poorest to richest budget, best first."""
-
-    protocol: str
-    dataset: str
-    fingerprint: str
-    backbone: str
-    weights: str
-    recipe: dict[str, Any]
-    gaps: list[str]
-    rows: list[Row]
-    device: str
+def _by_block(entries: Iterable[Entry]) -> dict[tuple[str, ...], list[Entry]]:
+    blocks: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
+    for entry in sorted(entries, key=lambda entry: entry.run):
+        line = entry.line
+        recipe = json.dumps(line.recipe, sort_keys=True)
+        blocks[line.protocol, line.dataset, line.fingerprint, line.backbone, line.weights, recipe].append(entry)
+    return blocks
 
 
-def collect(paths: Iterable[Path]) -> list[tuple[Path, RunRecord]]:
-    """Read all finished records of the given files but the candidates of searches; raises `CorruptFile` for one that
-    is wrong.
-    """
-    read = [(path, records.read(path)) for path in paths]
-    finished = [(path, record) for path, record in read if record.status == "finished" and not record.is_candidate]
-    for path, record in finished:
-        for name in ("wga", *MEANS, *(f"gap_{attribute.name}" for attribute in record.attributes)):
-            if name not in record.metrics:
-                raise CorruptFile(f"{path}: metrics.{name}: missing")
-    return finished
+def _foreign(block: list[Entry]) -> Iterable[tuple[Entry, str]]:
+    """Runs whose test set is not that of most others."""
+    counts = Counter(entry.line.m_test for entry in block).most_common(1)[0][0]
+    known = Counter(entry.layout for entry in block if entry.layout and entry.line.m_test == counts)
+    layout = known.most_common(1)[0][0] if known else ""
+    for entry in block:
+        if entry.line.m_test != counts or entry.layout not in ("", layout):
+            yield entry, "groups: its test set is not that of the other runs with its dataset fingerprint"
 
 
-def build(found: Sequence[tuple[Path, RunRecord]], absent: Iterable[Absent] = ()) -> list[Table]:
+def build(found: Collected, absent: Iterable[Absent] = ()) -> list[Table]:
     """Tables of all blocks, in a fixed order: a pure function of the records and their predictions.
 
     Cells that a plan left out stand as rows in the tables of their dataset and backbone.
     """
-    blocks: dict[tuple[str, ...], list[tuple[Path, RunRecord]]] = defaultdict(list)
-    # a copied record counts once
-    once = {record.identity_hash(): (path, record) for path, record in sorted(found, reverse=True)}
-    for path, record in sorted(once.values(), key=lambda item: item[1].run):
-        recipe = json.dumps(record.recipe, sort_keys=True)
-        blocks[record.protocol, record.dataset, record.fingerprint, record.backbone, record.weights, recipe].append(
-            (path, record)
-        )
-    tables = [_table(blocks[key]) for key in sorted(blocks)]
+    blocks, estimates = _by_block(found.entries), Estimates(found.index)
+    tables = [_table(blocks[key], estimates) for key in sorted(blocks)]
+    found.index.save()
     missing = list(dict.fromkeys(absent))
     for table in tables:
         own = [cell for cell in missing if (cell.dataset, cell.backbone) == (table.dataset, table.backbone)]
@@ -134,115 +74,88 @@ def _absent(cell: Absent, table: Table) -> Row:
     return Row(cell.method, cell.budget, "n/a", (), 0, metrics, reason=cell.reason)
 
 
-Cell = list[tuple[Path, RunRecord]]
+def _cells(block: list[Entry]) -> list[Cell]:
+    """Runs of one block by row; of several versions of a method's code the newest counts.
 
-
-def _cells(block: Cell) -> list[Cell]:
-    """Records of one block by cell, sorted by seed; of several versions of a method's code the newest counts.
-
-    Runs of different searches are different cells, whatever these chose.
+    Runs of different searches are different rows, whatever these chose.
     """
-    versions: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(lambda: defaultdict(list))
-    for path, record in block:
-        config = json.dumps([_settings(record), record.tuned, len(record.candidates)], sort_keys=True)
-        versions[record.label, record.budget, config][record.code].append((path, record))
+    versions: dict[tuple[str, str, str], dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in block:
+        line = entry.line
+        config = json.dumps([line.settings, line.tuned, len(line.candidates)], sort_keys=True)
+        versions[line.label, line.budget, config][entry.code].append(entry)
     newest = [
-        max(versions[key].values(), key=lambda cell: max((r.created, r.code) for _, r in cell))
+        max(versions[key].values(), key=lambda runs: max((entry.created, entry.code) for entry in runs))
         for key in sorted(versions)
     ]
     cells = []
     for versed in newest:
-        searches: dict[tuple[str, ...], Cell] = defaultdict(list)
-        for path, record in versed:
-            searches[tuple(record.candidates)].append((path, record))
-        cells += [sorted(searches[key], key=lambda item: item[1].seed) for key in sorted(searches)]
+        searches: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
+        for entry in versed:
+            searches[entry.line.candidates].append(entry)
+        cells += [Cell(tuple(sorted(searches[key], key=lambda entry: entry.seed))) for key in sorted(searches)]
     return cells
 
 
-def _settings(record: RunRecord) -> dict[str, Any]:
-    """Settings of the method, those of its source as typed, `SOURCE.KEY`, and a paper's rule of selection."""
-    of_source = {f"{record.source}.{key}": value for key, value in record.source_config.items()}
-    return record.config | of_source | ({"selection": record.criterion} if record.criterion else {})
-
-
-def _table(block: Cell) -> Table:
+def _table(block: list[Entry], estimates: Estimates) -> Table:
     cells = _cells(block)
-    first = block[0][1]
-    samples = [_sample(cell) for cell in cells]
+    first, line = block[0], block[0].line
     baseline = _baseline(cells)
-    rows = []
-    for cell, sample, label in zip(cells, samples, _distinct(cells), strict=True):
-        row = _row(cell, sample, label)
+    rows = [_row(cell, label, estimates) for cell, label in zip(cells, _distinct(cells), strict=True)]
+    for cell, row in zip(cells, rows, strict=True):
         if baseline is not None:
-            erm, erm_sample = cells[baseline], samples[baseline]
-            if cell is not erm:
-                row.versus_erm = _differences(cell, sample, erm, erm_sample)
-            row.cost = _cost_ratio(cell, erm)
-        rows.append(row)
+            row.versus_erm = estimates.differences(cell, baseline) if cell is not baseline else {}
+            row.cost = _cost_ratio(cell, baseline)
+    _rank(cells, rows, estimates)
     return Table(
-        protocol=first.protocol,
-        dataset=first.dataset,
-        fingerprint=first.fingerprint,
-        backbone=first.backbone,
-        weights=first.weights,
-        recipe=first.recipe,
+        protocol=line.protocol,
+        dataset=line.dataset,
+        fingerprint=line.fingerprint,
+        backbone=line.backbone,
+        weights=line.weights,
+        recipe=line.recipe,
         gaps=[name for name in first.metrics if name.startswith("gap_")],
         rows=rows,
-        device=", ".join(sorted({str(r.env.get("device", "unknown")) for _, r in block})),
+        device=", ".join(sorted({entry.device for entry in block})),
+        resolution=_resolution(rows),
     )
+
+
+def _rank(cells: Sequence[Cell], rows: Sequence[Row], estimates: Estimates) -> None:
+    """Rank the rows of each budget among themselves: more labels are not a better method."""
+    for budget in {row.budget for row in rows}:
+        places = [i for i, row in enumerate(rows) if row.budget == budget]
+        best = min(places, key=lambda i: _place(rows[i]))
+        for i in places:
+            better = [j for j in places if _value(rows[j]) > _value(rows[i])]
+            paired = [estimates.differences(cells[i], cells[j]).get("wga") for j in better]
+            rows[i].rank = 1 + sum(difference is not None and difference.high < 0 for difference in paired)
+            if i != best:
+                rows[i].versus_best = estimates.differences(cells[i], cells[best]).get("wga")
 
 
 def _place(row: Row) -> tuple[int, float, str, str]:
     """From poorest to richest budget, best first."""
-    return _order(row.budget), -_value(row, "wga"), row.method, row.budget
+    return _order(row.budget), -_value(row), row.method, row.budget
 
 
 def _order(budget: str) -> int:
     return Budget.parse(budget).order
 
 
-def _value(row: Row, name: str) -> float:
-    estimate = row.metrics[name]
-    return estimate.mean if estimate else 0.0
+def _value(row: Row) -> float:
+    found = row.metrics["wga"]
+    return found.mean if found else 0.0
 
 
-def _baseline(cells: list[Cell]) -> int | None:
-    """Position of the ERM cell that others are compared with: at the poorest budget, there with the most seeds (a
-    search leaves the defaults on its first seed alone), and of those without a search.
+def _baseline(cells: list[Cell]) -> Cell | None:
+    """The ERM row that others are compared with: at the poorest budget, there with the most seeds (a search leaves the
+    defaults on its first seed alone), and of those without a search.
     """
-
-    def place(i: int) -> tuple[int, int, int]:
-        first = cells[i][0][1]
-        return _order(first.budget), -len(cells[i]), len(first.candidates)
-
-    return min((i for i, cell in enumerate(cells) if cell[0][1].label == "erm"), key=place, default=None)
-
-
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    seeds: tuple[int, ...]
-    metrics: dict[str, Samples]
-
-
-def _sample(cell: Cell) -> _Sample | None:
-    """Bootstrap samples of a cell; None where the licence keeps the labels out of the records."""
-    if not all(record.predictions and record.predictions.has_labels for _, record in cell):
-        return None
-    arrays: list[Arrays] = [records.read_predictions(path, record) for path, record in cell]
-    outcome = Outcome.of([record for _, record in cell], arrays)
-    weights = statistics.unit_weights(outcome.total.shape[0])
-    return _Sample(outcome.seeds, statistics.sample_metrics(outcome, weights, cell[0][1]))
-
-
-def _estimate(values: list[float | None], sample: _Sample | None, name: str) -> Estimate | None:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    mean = float(np.mean(known))
-    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    if sample is None or name not in sample.metrics:
-        return Estimate(mean, sd, float("nan"), float("nan"))
-    return Estimate(mean, sd, *statistics.interval(statistics.over_seeds(sample.metrics[name])))
+    erm = [cell for cell in cells if cell.line.label == "erm"]
+    return min(
+        erm, key=lambda cell: (_order(cell.line.budget), -len(cell.entries), len(cell.line.candidates)), default=None
+    )
 
 
 def _distinct(cells: list[Cell]) -> list[str]:
@@ -251,90 +164,83 @@ def _distinct(cells: list[Cell]) -> list[str]:
     Of searched rows these are the modes alone, since every search draws other numbers; what is still called the same
     is numbered.
     """
-    firsts = [cell[0][1] for cell in cells]
+    lines = [cell.line for cell in cells]
     twins: dict[tuple[str, str, bool], list[dict[str, Any]]] = defaultdict(list)
-    for record in firsts:
-        twins[record.label, record.budget, bool(record.candidates)].append(_settings(record))
+    for line in lines:
+        twins[line.label, line.budget, bool(line.candidates)].append(line.settings)
     parts: list[list[str]] = []
-    for record in firsts:
-        own, searched = _settings(record), bool(record.candidates)
-        others = twins[record.label, record.budget, searched]
+    for line in lines:
+        own, searched = line.settings, bool(line.candidates)
+        others = twins[line.label, line.budget, searched]
         keys = [key for key in own if len({json.dumps(other.get(key)) for other in others}) > 1]
-        draw = [f"draw {record.draw} of {len(record.candidates)}"] if searched else []
+        draw = [f"draw {line.draw} of {len(line.candidates)}"] if searched else []
         parts.append(draw + [f"{key}={own[key]}" for key in keys if not searched or isinstance(own[key], str)])
-    places = [(record.label, record.budget, *part) for record, part in zip(firsts, parts, strict=True)]
-    for i, (record, part) in enumerate(zip(firsts, parts, strict=True)):
-        if record.candidates and Counter(places)[places[i]] > 1:
+    places = [(line.label, line.budget, *part) for line, part in zip(lines, parts, strict=True)]
+    for i, (line, part) in enumerate(zip(lines, parts, strict=True)):
+        if line.candidates and Counter(places)[places[i]] > 1:
             part.append(f"search {1 + places[:i].count(places[i])}")
     return [
-        f"{record.label} ({', '.join(part)})" if part else record.label
-        for record, part in zip(firsts, parts, strict=True)
+        f"{line.label} ({', '.join(part)})" if part else line.label for line, part in zip(lines, parts, strict=True)
     ]
 
 
-def _row(cell: Cell, sample: _Sample | None, label: str) -> Row:
-    first = cell[0][1]
-    names = [name for name in first.metrics if name in ("wga", *MEANS) or name.startswith("gap_")]
+def _row(cell: Cell, label: str, estimates: Estimates) -> Row:
+    line, entries = cell.line, cell.entries
+    names = [name for name in entries[0].metrics if name in ("wga", *MEANS) or name.startswith("gap_")]
     return Row(
         method=label,
-        budget=first.budget,
-        tag=first.policy,
-        seeds=tuple(record.seed for _, record in cell),
-        labels=max(record.labels.total_a for _, record in cell if record.labels),
-        settings=_settings(first) | {f"recipe.{key}": value for key, value in first.tuned.items()},
-        searched=bool(first.candidates),
-        agreement=_agreement([record for _, record in cell]),
-        rendered=max(record.labels.n_rendered for _, record in cell if record.labels),
-        metrics={name: _estimate([record.metrics[name] for _, record in cell], sample, name) for name in names},
-        held={
-            name: _estimate([getattr(record, part).get("wga") for _, record in cell], None, name)
-            for name, part in HELD.items()
-        },
+        budget=line.budget,
+        tag=line.policy,
+        seeds=cell.seeds,
+        labels=max(entry.labels for entry in entries),
+        settings=line.settings | {f"recipe.{key}": value for key, value in line.tuned.items()},
+        searched=bool(line.candidates),
+        agreement=_agreement(entries),
+        rendered=max(entry.rendered for entry in entries),
+        metrics={name: estimates.metric(cell, name) for name in names},
+        held={name: estimate([entry.held[name] for entry in entries]) for name in HELD},
+        host=line.method,
+        source=line.source,
+        from_counts=cell.from_counts,
+        groups=estimates.groups(cell),
+        runs=[_run(entry) for entry in entries],
+        curve=estimates.curve(cell),
     )
 
 
-def _agreement(cell: list[RunRecord]) -> dict[str, float]:
+def _run(entry: Entry) -> RunResult:
+    line = entry.line
+    accuracies = [c / m if m else np.inf for c, m in zip(entry.correct, line.m_test, strict=True)]
+    worst = line.groups[int(np.argmin(accuracies))]
+    wga, mean = (entry.metrics[name] or 0.0 for name in ("wga", "acc_mean"))
+    return RunResult(entry.seed, entry.run, wga, entry.wilson, worst, mean, entry.step, entry.marginal_s)
+
+
+def _agreement(entries: Sequence[Entry]) -> dict[str, float]:
     """Agreement of a source's groups with the true ones on the split that is fitted on; train where it is both."""
-    splits = [record.agreement.get("train", record.agreement.get("val")) for record in cell]
-    known = [values for values in splits if values]
-    if len(known) < len(cell):
-        return {}
-    return {name: float(np.mean([values[name] for values in known])) for name in AGREEMENT}
-
-
-def _differences(cell: Cell, sample: _Sample | None, erm: Cell, erm_sample: _Sample | None) -> dict[str, Difference]:
-    """Paired differences to ERM over the seeds that both have."""
-    if sample is None or erm_sample is None:
-        return {}
-    seeds = [seed for seed in sample.seeds if seed in erm_sample.seeds]
-    if not seeds:
-        return {}
-    ours = [sample.seeds.index(seed) for seed in seeds]
-    theirs = [erm_sample.seeds.index(seed) for seed in seeds]
-    values = {record.seed: record.metrics for _, record in cell}
-    erm_values = {record.seed: record.metrics for _, record in erm}
-    differences = {}
-    for name in sample.metrics:
-        drawn = statistics.over_seeds(sample.metrics[name][ours] - erm_sample.metrics[name][theirs])
-        pairs = [(values[seed][name], erm_values[seed][name]) for seed in seeds]
-        mean = np.mean([a - b for a, b in pairs if a is not None and b is not None])
-        differences[name] = Difference(float(mean), *statistics.interval(drawn))
-    return differences
+    means = {name: estimate([entry.agreement.get(name) for entry in entries]) for name in AGREEMENT}
+    return {name: found.mean for name, found in means.items() if found}
 
 
 def _cost_ratio(cell: Cell, erm: Cell) -> CostRatio | None:
     """Seconds on the device relative to ERM's, summed over common seeds; None across devices."""
-    baseline = {record.seed: record for _, record in erm}
-    pairs = [(record, baseline[record.seed]) for _, record in cell if record.seed in baseline]
-    if any(a.env.get("device") != b.env.get("device") for a, b in pairs):
+    baseline = {entry.seed: entry for entry in erm.entries}
+    pairs = [(entry, baseline[entry.seed]) for entry in cell.entries if entry.seed in baseline]
+    if any(own.device != other.device for own, other in pairs):
         return None
-    costs = [(a.cost, b.cost) for a, b in pairs if a.cost is not None and b.cost is not None]
-    unit = sum(erm.scratch.device_s for _, erm in costs)
+    unit = sum(other.scratch_s or 0.0 for _, other in pairs)
     if unit <= 0:
         return None
     return CostRatio(
-        marginal=sum(own.marginal.device_s for own, _ in costs) / unit,
-        scratch=sum(own.scratch.device_s for own, _ in costs) / unit,
-        search=tuning.cost.device_s * len(pairs) / unit if (tuning := pairs[0][0].tuning) else 0.0,
-        same_session=all(a.env.get("session") == b.env.get("session") for a, b in pairs),
+        marginal=sum(own.marginal_s or 0.0 for own, _ in pairs) / unit,
+        scratch=sum(own.scratch_s or 0.0 for own, _ in pairs) / unit,
+        search=(pairs[0][0].search_s or 0.0) * len(pairs) / unit,
+        same_session=all(own.session == other.session for own, other in pairs),
     )
+
+
+def _resolution(rows: Sequence[Row]) -> Resolution:
+    """What the smallest test group can tell."""
+    smallest = min((group for group in rows[0].groups if group.m_test), key=lambda group: group.m_test)
+    accuracy, m = max(map(_value, rows)), smallest.m_test
+    return Resolution(smallest.name, m, 1 / m, accuracy, 2 * float(np.sqrt(accuracy * (1 - accuracy) / m)))

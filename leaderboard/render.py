@@ -2,10 +2,12 @@
 
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import rich.box
 import rich.table
@@ -13,8 +15,9 @@ from rich.cells import cell_len
 from rich.markup import escape
 from tabulate import tabulate
 
-from .aggregate import AGREEMENT, HELD, MEANS, Difference, Row, Table
+from .entry import AGREEMENT, HELD, MEANS
 from .statistics import Estimate
+from .table import Difference, Row, Table
 
 MISSING = "n/a"
 KEYS = ("method", "budget")
@@ -151,6 +154,21 @@ def to_csv(tables: Iterable[Table]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue()
+
+
+def to_json(tables: Iterable[Table]) -> str:
+    """All tables with everything that is known of their rows; numbers are fractions, undefined ones null."""
+    content = [{"title": title(table), **asdict(table)} for table in tables]
+    return json.dumps({"version": 1, "tables": _known(content)}, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def _known(value: Any) -> Any:
+    """The same with None for what is not a number; JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: _known(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def to_terminal(tables: Iterable[Table], width: int, splits: bool = False) -> list[rich.table.Table]:

@@ -2,7 +2,7 @@
 
 Resampled units are the independent objects of the test set (an image, or a digit drawn four times). All methods of a
 table are resampled with the same draws, so differences are paired; the draws are fixed, so the same records give the
-same numbers everywhere.
+same numbers everywhere. Where a licence keeps the answers out of the records, group counts are resampled instead.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from ..benchmark import metrics
-from ..benchmark.record import Arrays, RunRecord
 from ..benchmark.spec import derive_seed
+from .entry import Layout, Line
 
 DRAWS = 2000
 Samples = NDArray[np.float64]
@@ -32,29 +33,17 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Per seed, correct answers by test unit and group (U, G), and the examples there are (U, G)."""
+    """Per seed, correct answers by test unit and group (S, U, G), and the images there are (U, G)."""
 
     seeds: tuple[int, ...]
     correct: NDArray[np.float32]
     total: NDArray[np.float32]
 
     @classmethod
-    def of(cls, records: Sequence[RunRecord], arrays: Sequence[Arrays]) -> "Outcome":
-        """Tabulate the test predictions of one cell, one record per seed."""
-        tables = []
-        for record, data in zip(records, arrays, strict=True):
-            group = metrics.group_index(data["test_y"], data["test_a"], record.shape)
-            unit = np.unique(data["test_unit"], return_inverse=True)[1]
-            shape = (int(unit.max()) + 1, int(np.prod(record.shape)))
-            total, correct = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-            np.add.at(total, (unit, group), 1)
-            np.add.at(correct, (unit, group), data["test_prediction"] == data["test_y"])
-            tables.append((correct, total))
-        return cls(tuple(r.seed for r in records), np.stack([t[0] for t in tables]), tables[0][1])
-
-    def select(self, seeds: Sequence[int]) -> "Outcome":
-        """The same for some of the seeds, in the given order."""
-        return Outcome(tuple(seeds), self.correct[[self.seeds.index(seed) for seed in seeds]], self.total)
+    def of(cls, seeds: Sequence[int], answers: Sequence[NDArray[np.bool_]], layout: Layout) -> "Outcome":
+        """Tabulate which test images (M,) the runs of one row got right, one run per seed."""
+        tables = [layout.table(correct) for correct in answers]
+        return cls(tuple(seeds), np.stack(tables), layout.table(np.ones(len(layout.group), dtype=bool)))
 
 
 @lru_cache(maxsize=1)
@@ -70,11 +59,35 @@ def seed_choices(seeds: int) -> NDArray[np.int64]:
     return rng.integers(seeds, size=(DRAWS, seeds))
 
 
-def resampled_accuracies(outcome: Outcome, weights: NDArray[np.float32]) -> Samples:
-    """Group accuracies (S, DRAWS, G) under the resampling weights; NaN where a group was not drawn."""
+def resampled_accuracies(outcome: Outcome, weights: NDArray[np.float32]) -> tuple[Samples, Samples]:
+    """Group accuracies (S, DRAWS, G) and shares of correct images (S, DRAWS) under the resampling weights.
+
+    An accuracy is NaN where its group was not drawn. All sums are of whole numbers below 2^24, so they are the same on
+    every machine.
+    """
     total = weights @ outcome.total
+    seeds, units, groups = outcome.correct.shape
+    drawn = weights @ outcome.correct.transpose(1, 0, 2).reshape(units, seeds * groups)
+    correct = drawn.reshape(len(weights), seeds, groups).transpose(1, 0, 2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack([(weights @ correct) / total for correct in outcome.correct]).astype(np.float64)
+        accuracies = (correct / total).astype(np.float64)
+    return accuracies, (correct.sum(2) / total.sum(1)).astype(np.float64)
+
+
+def accuracies_from_counts(
+    correct: NDArray[np.int64], total: NDArray[np.int64], stream: str
+) -> tuple[Samples, Samples]:
+    """The same from group counts (S, G) and (G,), where it is not known which images were answered correctly.
+
+    Counts are binomial; all seeds of a row share their draws, as if they had failed on the same images, and rows with
+    different `stream`s share none: both make intervals wider than those from the answers.
+    """
+    rng = np.random.Generator(np.random.PCG64(derive_seed("bootstrap", "counts", stream)))
+    quantiles = rng.random((DRAWS, len(total)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = binom.ppf(quantiles, total, np.clip(correct / total, 0, 1)[:, None])
+        accuracies: Samples = np.where(total > 0, drawn / total, np.nan)
+    return accuracies, np.nansum(accuracies * total, axis=2) / total.sum()
 
 
 def over_seeds(samples: Samples) -> Samples:
@@ -90,31 +103,26 @@ def interval(samples: Samples) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def linear_metrics(record: RunRecord) -> dict[str, Samples]:
+def linear_metrics(line: Line) -> dict[str, Samples]:
     """Metrics that are linear in the group accuracies, as coefficients (G,).
 
     Each is read off the metric itself, evaluated on accuracy 1 in one group and 0 in the others.
     """
-    counts = record.counts()
-    present = np.flatnonzero(counts["m_test"] > 0)
+    m_test, n_train = np.array(line.m_test), np.array(line.n_train)
     coefficients: dict[str, Samples] = {}
-    for g in present:
-        one = np.zeros(len(counts["m_test"]), dtype=np.int64)
+    for g in np.flatnonzero(m_test > 0):
+        one = np.zeros(len(m_test), dtype=np.int64)
         one[g] = 1
-        total = (counts["m_test"] > 0).astype(np.int64)
-        values = metrics.evaluate(one, total, counts["n_train"], record.shape, record.spec_attributes())
+        values = metrics.evaluate(one, (m_test > 0).astype(np.int64), n_train, line.shape, line.attributes)
         for name, value in values.items():
             if (name.startswith("gap_") or name in ("acc_group", "acc_adj")) and value is not None:
                 coefficients.setdefault(name, np.zeros(len(one)))[g] = value
     return coefficients
 
 
-def sample_metrics(outcome: Outcome, weights: NDArray[np.float32], record: RunRecord) -> dict[str, Samples]:
+def sample_metrics(accuracies: Samples, shares: Samples, line: Line) -> dict[str, Samples]:
     """Samples (S, DRAWS) of the worst-group accuracy, the share of correct images, and every linear metric."""
-    accuracies = resampled_accuracies(outcome, weights)
-    drawn = weights @ outcome.total.sum(axis=1)
-    shares = np.stack([(weights @ correct.sum(axis=1)) / drawn for correct in outcome.correct]).astype(np.float64)
     samples = {"wga": np.nanmin(accuracies, axis=2), "acc_mean": shares}
-    for name, coefficients in linear_metrics(record).items():
+    for name, coefficients in linear_metrics(line).items():
         samples[name] = np.where(coefficients != 0, accuracies, 0) @ coefficients
     return samples

@@ -1,0 +1,246 @@
+"""What the leaderboard keeps of a record: the line it belongs to, its numbers, and which test images it got right.
+
+Reading a record checks that its numbers follow from its test predictions; everything else is what `verify` is for.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..benchmark import metrics
+from ..benchmark import record as records
+from ..benchmark.errors import CorruptFile
+from ..benchmark.metrics import Values
+from ..benchmark.record import Arrays, RunRecord
+from ..benchmark.spec import Attribute
+
+MEANS = ("acc_adj", "acc_mean", "acc_group")
+HELD = {"wga_train": "train_metrics", "wga_val": "val_metrics"}
+"""Worst-group accuracy on the splits that are not test, and the field of a record that has it."""
+AGREEMENT = ("ami", "worst_recall")
+"""How a source's groups agree with the true ones."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the runs of one row share, whatever their seed and the version of their method's code."""
+
+    protocol: str
+    dataset: str
+    fingerprint: str
+    backbone: str
+    weights: str
+    recipe: dict[str, Any]
+    label: str
+    method: str
+    source: str
+    budget: str
+    policy: str
+    settings: dict[str, Any]
+    """Settings of the method, those of its source as typed, `SOURCE.KEY`, and a paper's rule of selection."""
+    tuned: dict[str, Any]
+    draw: int
+    candidates: tuple[str, ...]
+    classes: tuple[str, ...]
+    attributes: tuple[Attribute, ...]
+    n_train: tuple[int, ...]
+    m_test: tuple[int, ...]
+
+    @classmethod
+    def of(cls, record: RunRecord) -> "Line":
+        """The line of a record."""
+        of_source = {f"{record.source}.{key}": value for key, value in record.source_config.items()}
+        rule = {"selection": record.criterion} if record.criterion else {}
+        return cls(
+            protocol=record.protocol,
+            dataset=record.dataset,
+            fingerprint=record.fingerprint,
+            backbone=record.backbone,
+            weights=record.weights,
+            recipe=record.recipe,
+            label=record.label,
+            method=record.method,
+            source=record.source,
+            budget=record.budget,
+            policy=record.policy,
+            settings=record.config | of_source | rule,
+            tuned=record.tuned,
+            draw=record.draw,
+            candidates=tuple(record.candidates),
+            classes=tuple(record.classes),
+            attributes=tuple(record.spec_attributes()),
+            n_train=tuple(group.n_train for group in record.groups),
+            m_test=tuple(group.m_test for group in record.groups),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Line":
+        """The line that `to_json` wrote."""
+        fields = json.loads(text)
+        fields["attributes"] = tuple(
+            Attribute(**attribute | {"values": tuple(attribute["values"]), "aligned": tuple(attribute["aligned"])})
+            for attribute in fields["attributes"]
+        )
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """Canonical text: equal lines have the same."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(K, S_1 .. S_k)."""
+        return (len(self.classes), *(len(attribute.values) for attribute in self.attributes))
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups in index order: `landbird/water`."""
+        names = [self.classes, *(attribute.values for attribute in self.attributes)]
+        return ["/".join(part[i] for part, i in zip(names, cell, strict=True)) for cell in np.ndindex(*self.shape)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished run."""
+
+    path: str
+    digest: str
+    """Of the record's file; what is derived from it is kept under this name."""
+    line: Line
+    run: str
+    created: str
+    code: str
+    seed: int
+    metrics: Values
+    held: Values
+    correct: list[int]
+    """Test images answered correctly, per group."""
+    wilson: tuple[float, float]
+    """95 % interval of the worst group, given which group that is."""
+    labels: int
+    rendered: int
+    agreement: Values
+    device: str
+    session: str
+    marginal_s: float | None
+    scratch_s: float | None
+    search_s: float | None
+    step: int | None
+    answers: str = ""
+    """Digest of what it answered; empty where the licence keeps labels out of the record."""
+    layout: str = ""
+    """Digest of the test set's groups and units."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Of every test image (M,) the group, and the independent unit that it shows; `shape` is (units, groups)."""
+
+    unit: NDArray[np.int64]
+    group: NDArray[np.int64]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, arrays: Arrays, shape: tuple[int, ...]) -> "Layout":
+        """That of a record's predictions; `shape` is (K, S_1 .. S_k)."""
+        group = metrics.group_index(arrays["test_y"].astype(np.int64), arrays["test_a"].astype(np.int64), shape)
+        units, unit = np.unique(arrays["test_unit"], return_inverse=True)
+        return cls(unit.astype(np.int64), group, (len(units), math.prod(shape)))
+
+    def table(self, counted: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Images (U, G) among those `counted` (M,)."""
+        cells = np.bincount((self.unit * self.shape[1] + self.group)[counted], minlength=math.prod(self.shape))
+        return cells.reshape(self.shape).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A record as read: its entry, the test images it got right (M,) and the test set that these are of."""
+
+    entry: Entry
+    correct: NDArray[np.bool_] | None
+    layout: Layout | None
+
+
+def read(path: Path) -> Read | None:
+    """The entry of a record file, None for a failed run and for a search's draw; raises `CorruptFile` for a record
+    whose numbers do not follow from each other.
+    """
+    record = records.read(path)
+    if record.status != "finished" or record.is_candidate:
+        return None
+    if record.identity_hash() != record.run:
+        raise CorruptFile(f"{path}: run: the identity fields give {record.identity_hash()[:12]}, not {record.run[:12]}")
+    _check_metrics(path, record)
+    entry = _entry(path, record)
+    if record.predictions is None or not record.predictions.has_labels:
+        return Read(entry, None, None)
+    arrays = records.read_predictions(path, record)
+    try:
+        layout = Layout.of(arrays, record.shape)
+        correct = arrays["test_prediction"] == arrays["test_y"]
+        total = layout.table(np.ones(len(correct), dtype=bool)).sum(0)
+        found = layout.table(correct).sum(0)
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise CorruptFile(f"{path}: predictions: {type(error).__name__}: {error}") from error
+    for name, expected in (("m_test", total), ("correct_test", found)):
+        if (record.counts()[name] != expected).any():
+            raise CorruptFile(f"{path}: groups.{name}: {record.counts()[name].tolist()}, not what was predicted")
+    test_set = hashlib.sha256(layout.unit.tobytes() + layout.group.tobytes()).hexdigest()
+    return Read(dataclasses.replace(entry, answers=record.predictions.sha256, layout=test_set), correct, layout)
+
+
+def _check_metrics(path: Path, record: RunRecord) -> None:
+    """Metrics and the worst group's interval follow from the group counts; raises `CorruptFile`."""
+    counts = record.counts()
+    if (counts["correct_test"] > counts["m_test"]).any() or not counts["m_test"].any():
+        raise CorruptFile(f"{path}: groups: more right answers than test images, or no test image")
+    test = counts["correct_test"], counts["m_test"]
+    expected = metrics.evaluate(*test, counts["n_train"], record.shape, record.spec_attributes())
+    for name, value in expected.items():
+        said = record.metrics.get(name)
+        if name not in record.metrics:
+            raise CorruptFile(f"{path}: metrics.{name}: missing")
+        if (said is None) != (value is None) or not math.isclose(said or 0, value or 0, rel_tol=1e-9, abs_tol=1e-9):
+            raise CorruptFile(f"{path}: metrics.{name}: {said}, the counts give {value}")
+    worst = metrics.worst_group(*test)
+    interval = metrics.wilson_interval(int(test[0][worst]), int(test[1][worst]))
+    if not np.allclose(record.ci["wga"], interval, rtol=0, atol=1e-9):
+        raise CorruptFile(f"{path}: ci.wga: {record.ci['wga']}, the counts give {interval}")
+
+
+def _entry(path: Path, record: RunRecord) -> Entry:
+    agreement = record.agreement.get("train", record.agreement.get("val", {}))
+    labels, cost, chosen = record.labels, record.cost, record.selection
+    return Entry(
+        path=str(path),
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        line=Line.of(record),
+        run=record.run,
+        created=record.created,
+        code=record.code,
+        seed=record.seed,
+        metrics=record.metrics,
+        held={name: getattr(record, part).get("wga") for name, part in HELD.items()},
+        correct=[group.correct_test for group in record.groups],
+        wilson=record.ci["wga"],
+        labels=labels.total_a if labels else 0,
+        rendered=labels.n_rendered if labels else 0,
+        agreement={name: agreement[name] for name in AGREEMENT if name in agreement},
+        device=str(record.env.get("device", "unknown")),
+        session=str(record.env.get("session", "")),
+        marginal_s=cost.marginal.device_s if cost else None,
+        scratch_s=cost.scratch.device_s if cost else None,
+        search_s=record.tuning.cost.device_s if record.tuning else None,
+        step=chosen.step if chosen else None,
+    )
