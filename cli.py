@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import data_commands, explain_commands, run_commands
+from . import board_commands, data_commands, explain_commands, run_commands
 from .benchmark.errors import UserError
-from .terminal import err, load_plugins, out, print_leaderboard, print_tables
+from .terminal import err, load_plugins, out, print_tables
 
 if TYPE_CHECKING:
     from .scaffold import Written
@@ -37,14 +37,6 @@ class Kind(StrEnum):
     budgets = "budgets"
     suites = "suites"
     runs = "runs"
-
-
-class Format(StrEnum):
-    """How `board` prints."""
-
-    table = "table"
-    md = "md"
-    csv = "csv"
 
 
 def main() -> None:
@@ -84,56 +76,8 @@ app.command()(data_commands.prepare)
 app.command()(data_commands.embed)
 
 
-@app.command()
-def board(
-    path: Annotated[
-        Path | None, typer.Argument(help="Folder of records. Default: the runs in $WORSTGROUP_HOME.")
-    ] = None,
-    format_: Annotated[Format, typer.Option("--format", help="table, md or csv.")] = Format.table,
-    splits: run_commands.Splits = False,
-) -> None:
-    """Print the leaderboard of all finished runs."""
-    from .benchmark import record
-    from .benchmark.home import runs_home
-    from .leaderboard import aggregate, render
-
-    folder = path or runs_home()
-    if path is not None and not path.is_dir():
-        raise UserError(f"{path}: there is no such folder")
-    tables = aggregate.build(aggregate.collect(record.find(folder)))
-    if format_ is Format.table:
-        print_leaderboard(tables, splits)
-        if not tables:
-            out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", soft_wrap=True)
-    else:
-        text = render.to_markdown(tables, splits) if format_ is Format.md else render.to_csv(tables)
-        sys.stdout.write(text)
-
-
-@app.command()
-def verify(
-    path: Annotated[Path | None, typer.Argument(help="A record, or a folder of them. Default: all runs.")] = None,
-) -> None:
-    """Recompute every metric from the stored predictions; exit code 1 on any difference."""
-    from .benchmark.home import runs_home
-    from .leaderboard.verify import LEVELS, orphans, verify_all
-
-    target = path or runs_home()
-    verdicts = verify_all(target) if path or target.exists() else []
-    stray = orphans(target) if target.is_dir() else []
-    for verdict in verdicts:
-        for problem in verdict.problems:
-            err.print(f"{verdict.path.name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
-    for file in stray:
-        err.print(f"{file}: predictions without a record", style="red", markup=False, highlight=False, soft_wrap=True)
-    for level, meaning in LEVELS.items():
-        count = sum(verdict.ok and verdict.level == level for verdict in verdicts)
-        if count:
-            out.print(f"{count} verified, level {level}: {meaning}", highlight=False, soft_wrap=True)
-    bad = sum(not verdict.ok for verdict in verdicts) + len(stray)
-    out.print(f"{len(verdicts)} records, {bad} with differences", highlight=False)
-    if bad:
-        raise typer.Exit(1)
+app.command()(board_commands.board)
+app.command()(board_commands.verify)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import typer
 
 from .benchmark.errors import UnknownName, UserError
 from .benchmark.machine import cores
-from .terminal import err, interruptible, load_plugins, out, pair, print_leaderboard, print_tables
+from .terminal import err, interruptible, load_plugins, out, pair, print_leaderboard, print_problems, print_tables
 
 if TYPE_CHECKING:
     from .benchmark.planning import Plan, Request
@@ -256,10 +256,12 @@ def _print_board(plan: "Plan", splits: bool) -> None:
     from .benchmark.home import runs_home
     from .benchmark.record import record_path
     from .leaderboard import aggregate
+    from .leaderboard.index import Index
 
     paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
-    found = aggregate.collect(path for path in paths if path.exists())
+    found = aggregate.collect((path for path in paths if path.exists()), Index.at_home())
+    print_problems(found.problems)
     print_leaderboard(aggregate.build(found, (planned.absent for planned in plan.runs if planned.absent)), splits)
-    for planned in plan.runs if not found else ():
+    for planned in plan.runs if not found.entries else ():
         if planned.absent:
             out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)

@@ -59,3 +59,9 @@ def print_tables(tables: list[Any]) -> None:
     """Tables, one below the other."""
     for table in tables:
         out.print(table)
+
+
+def print_problems(problems: list[str]) -> None:
+    """What was left out of a table, on the other stream."""
+    for problem in problems:
+        err.print(f"left out: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)

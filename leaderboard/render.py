@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from .entry import AGREEMENT, HELD, MEANS
 from .statistics import Estimate
-from .table import Difference, Row, Table
+from .table import Difference, Resolution, Row, Table
 
 MISSING = "n/a"
 KEYS = ("method", "budget")
@@ -29,13 +29,18 @@ LEGEND = (
     "interval (Whac-A-Mole). `labels` attribute labels used (+ images with a shortcut replaced: privileged). `cost` "
     "device seconds relative to the block's ERM: given its checkpoint / from scratch (+ all draws of its search); `~` "
     "when not measured in one session. Percent, mean over seeds; brackets are 95 % intervals over seeds and test "
-    "units; `vs erm` is the paired difference in wga."
+    "units; `vs erm` is the paired difference in wga. `rank` is 1 + the rows of the same budget that are better beyond "
+    "the interval of the paired difference: equal ranks are ties."
 )
 
 SOURCE_LEGEND = (
     "`ami` and `worst recall` tell how far the groups of a source are the true ones on the images fitted on: mutual "
     "information within the classes, adjusted for chance, and the share of the true group recalled worst that lies in "
     "groups of which it is the largest part."
+)
+
+COUNTS_LEGEND = (
+    "`≈` intervals are from group counts, not paired and wider: the licence keeps the answers out of the records."
 )
 
 SPLITS_LEGEND = (
@@ -54,8 +59,11 @@ class Column:
 
 def legend(tables: Iterable[Table], splits: bool = False) -> str:
     """What the columns mean."""
+    tables = list(tables)
     sources = any(map(_has_source, tables))
-    return " ".join([LEGEND, *([SOURCE_LEGEND] if sources else []), *([SPLITS_LEGEND] if splits else [])])
+    counts = any(row.from_counts for table in tables for row in table.rows)
+    further = {SOURCE_LEGEND: sources, COUNTS_LEGEND: counts, SPLITS_LEGEND: splits}
+    return " ".join([LEGEND, *(text for text, wanted in further.items() if wanted)])
 
 
 def _has_source(table: Table) -> bool:
@@ -68,7 +76,13 @@ def columns(table: Table, splits: bool = False) -> list[Column]:
     return [
         Column("method", lambda row: row.method),
         Column("budget", lambda row: row.budget + (f" ({row.tag})" if row.tag == "carried" else "")),
-        Column("wga", lambda row: MISSING if row.reason else _with_interval(row.metrics["wga"])),
+        Column("rank", lambda row: "" if row.rank is None else str(row.rank)),
+        Column(
+            "wga",
+            lambda row: (
+                MISSING if row.reason else ("≈ " if row.from_counts else "") + _with_interval(row.metrics["wga"])
+            ),
+        ),
         *(Column(name.replace("_", " "), lambda row, name=name: _held(row, name)) for name in HELD if splits),  # type: ignore[misc]
         Column("vs erm", lambda row: _difference(row.versus_erm.get("wga"))),
         *(Column(name, lambda row, name=name: _percent(row, name)) for name in MEANS),  # type: ignore[misc]
@@ -98,9 +112,18 @@ def subtitle(table: Table) -> str:
 
 
 def notes(table: Table) -> list[str]:
-    """The settings of rows that come from a search, and why others are n/a."""
+    """What the smallest group can tell, the settings of rows that come from a search, and why others are n/a."""
     searched = [f"{row.method}: {row.settings_text() or 'has no settings'}" for row in table.rows if row.searched]
-    return searched + [f"{row.method} at {row.budget}: n/a, {row.reason}" for row in table.rows if row.reason]
+    absent = [f"{row.method} at {row.budget}: n/a, {row.reason}" for row in table.rows if row.reason]
+    return [*([resolution(table.resolution)] if table.resolution else []), *searched, *absent]
+
+
+def resolution(found: Resolution) -> str:
+    """A sentence on what differences the test set can tell."""
+    return (
+        f"smallest test group: {found.group}, {found.images:,} images; one of them is {100 * found.one_image:.2f} "
+        f"points, two standard errors at {100 * found.accuracy:.0f} % are {100 * found.two_errors:.1f}"
+    )
 
 
 def to_markdown(tables: Iterable[Table], splits: bool = False) -> str:
@@ -112,6 +135,32 @@ def to_markdown(tables: Iterable[Table], splits: bool = False) -> str:
         body = tabulate(rows, [column.heading for column in shown], tablefmt="github", disable_numparse=True)
         parts += [f"## {_markdown(title(table))}", _markdown(subtitle(table)), body, *map(_markdown, notes(table))]
     return "\n\n".join([*parts, legend(tables, splits)]) + "\n" if parts else "No finished run yet.\n"
+
+
+def to_latex(tables: Iterable[Table], splits: bool = False) -> str:
+    r"""One `table` environment per table, for a document that loads `booktabs`; the legend is a comment."""
+    parts, tables = [], list(tables)
+    for table in tables:
+        shown = columns(table, splits)
+        rows = [[_plain(column.cell(row)) for column in shown] for row in table.rows]
+        body = tabulate(rows, [column.heading for column in shown], tablefmt="latex_booktabs", disable_numparse=True)
+        caption = _latex(". ".join([title(table), subtitle(table), *notes(table)]))
+        parts.append(f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n{body}\n\\end{{table}}")
+    comment = f"% {_plain(legend(tables, splits))}" if parts else "% No finished run yet."
+    return _symbols("\n\n".join(["% needs \\usepackage{booktabs}", *parts, comment])) + "\n"
+
+
+def _latex(text: str) -> str:
+    """Text in which nothing is a command of LaTeX."""
+    special = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\textasciitilde{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {character: f"\\ensuremath{{{character}}}" for character in "<>|"}
+    return "".join(special.get(character, character) for character in _plain(text))
+
+
+def _symbols(text: str) -> str:
+    """What LaTeX's usual fonts lack, as commands."""
+    return text.replace("≈", r"$\approx$").replace("·", r"$\cdot$").replace("≥", r"$\geq$")
 
 
 def to_csv(tables: Iterable[Table]) -> str:
@@ -129,9 +178,11 @@ def to_csv(tables: Iterable[Table]) -> str:
                 "method": row.method,
                 "budget": row.budget,
                 "tag": row.tag,
+                "rank": row.rank if row.rank else "",
                 "seeds": " ".join(str(seed) for seed in row.seeds),
                 "labels": row.labels,
                 "rendered": row.rendered,
+                "from_counts": int(row.from_counts),
                 "settings": row.settings_text(),
             }
             for name, estimate in row.metrics.items():
@@ -143,6 +194,7 @@ def to_csv(tables: Iterable[Table]) -> str:
             line |= {f"source_{name}": f"{row.agreement[name]:.6g}" for name in AGREEMENT if name in row.agreement}
             for key in ("mean", "low", "high"):
                 line[f"wga_vs_erm_{key}"] = _number(row.versus_erm.get("wga"), key)
+                line[f"wga_vs_best_{key}"] = _number(row.versus_best, key)
             line["cost_marginal"] = _number(row.cost, "marginal")
             line["cost_scratch"] = _number(row.cost, "scratch")
             line["cost_search"] = _number(row.cost, "search")

@@ -18,7 +18,7 @@ from worstgroup.benchmark.registry import DATASETS, METHODS, SOURCES, load_plugi
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.spec import PSEUDO, MethodName
 from worstgroup.leaderboard import aggregate
-from worstgroup.leaderboard.aggregate import Row
+from worstgroup.leaderboard.table import Row
 
 PLANTED = Path(__file__).parents[1] / "fixtures" / "planted.py"
 SEEDS = (0, 1, 2)

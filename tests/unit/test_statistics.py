@@ -22,6 +22,7 @@ from worstgroup.benchmark.record import (
 )
 from worstgroup.benchmark.spec import Attribute, Recipe
 from worstgroup.leaderboard import statistics
+from worstgroup.leaderboard.entry import Layout, Line
 from worstgroup.leaderboard.statistics import DRAWS, Outcome, Samples
 
 NOTHING = Stage(**asdict(StageCost()))
@@ -87,8 +88,20 @@ def predictions(made: RunRecord, copies: int = 1, one_unit: bool = True) -> Arra
 
 def sampled(made: RunRecord, data: Arrays | None = None) -> dict[str, Samples]:
     """Bootstrap samples of every metric of one run."""
-    outcome = Outcome.of([made], [predictions(made) if data is None else data])
-    return statistics.sample_metrics(outcome, statistics.unit_weights(len(outcome.total)), made)
+    return metrics_of([made], [predictions(made) if data is None else data])
+
+
+def outcome_of(made: list[RunRecord], data: list[Arrays]) -> Outcome:
+    """Of runs that were tested on the same images."""
+    answers = [arrays["test_prediction"] == arrays["test_y"] for arrays in data]
+    return Outcome.of([one.seed for one in made], answers, Layout.of(data[0], made[0].shape))
+
+
+def metrics_of(made: list[RunRecord], data: list[Arrays]) -> dict[str, Samples]:
+    """Bootstrap samples of every metric of runs that differ in their seeds."""
+    outcome = outcome_of(made, data)
+    drawn = statistics.resampled_accuracies(outcome, statistics.unit_weights(len(outcome.total)))
+    return statistics.sample_metrics(*drawn, Line.of(made[0]))
 
 
 @cache
@@ -114,7 +127,7 @@ def test_outcome_counts_answers_by_unit_and_group() -> None:
         "test_prediction": np.array([0, 1, 0, 1]),
         "test_unit": np.array([7, 7, 3, 7]),
     }
-    outcome = Outcome.of([RUN], [data])
+    outcome = outcome_of([RUN], [data])
     assert outcome.total.tolist() == [[0, 0, 1, 0], [2, 0, 0, 1]]
     assert outcome.correct.tolist() == [[[0, 0, 0, 0], [1, 0, 0, 1]]]
 
@@ -130,11 +143,9 @@ def test_the_share_of_correct_images_varies_like_a_share() -> None:
 
 def test_outcome_keeps_seeds_apart() -> None:
     made = [record(counts(*[c] * 4), counts(*[10] * 4), seed=seed) for seed, c in ((0, 4), (3, 8))]
-    outcome = Outcome.of(made, [predictions(one) for one in made])
+    outcome = outcome_of(made, [predictions(one) for one in made])
     assert outcome.seeds == (0, 3)
     assert outcome.correct.sum(1).tolist() == [[4] * 4, [8] * 4]
-    assert outcome.select([3]).correct.sum() == 32
-    assert outcome.select([3, 0]).correct.sum(1).tolist() == [[8] * 4, [4] * 4]
 
 
 # ---------------------------------------------------------------------------------------------------------- intervals
@@ -256,8 +267,7 @@ def test_variance_over_seeds_widens_the_interval() -> None:
 
 def test_seeds_of_a_draw_share_its_units() -> None:
     """Two seeds with the same answers say no more than one."""
-    outcome = Outcome.of([RUN, record(RUN.counts()["correct_test"], TOTAL, seed=1)], [predictions(RUN)] * 2)
-    both = statistics.sample_metrics(outcome, statistics.unit_weights(len(outcome.total)), RUN)["wga"]
+    both = metrics_of([RUN, record(RUN.counts()["correct_test"], TOTAL, seed=1)], [predictions(RUN)] * 2)["wga"]
     assert np.array_equal(both[0], both[1])
     assert np.allclose(statistics.over_seeds(both), statistics.over_seeds(base()["wga"]))
 
@@ -275,7 +285,7 @@ def test_coefficients_reproduce_the_metrics(attributes: tuple[Attribute, ...], s
         total[3] = 0
     train = rng.integers(1, 500, g)
     made = record(rng.integers(0, total + 1), total, attributes, train)
-    found = statistics.linear_metrics(made)
+    found = statistics.linear_metrics(Line.of(made))
     names = {f"gap_{attribute.name}" for attribute in attributes} | {"acc_group", "acc_adj"}
     if len(attributes) > 1:
         names.add("gap_all")
@@ -287,12 +297,12 @@ def test_coefficients_reproduce_the_metrics(attributes: tuple[Attribute, ...], s
 
 
 def test_coefficients_are_the_weights_of_the_definition() -> None:
-    found = statistics.linear_metrics(record(counts(1, 1, 1, 1), counts(2, 9, 4, 7), train=counts(3, 1, 2, 4)))
+    found = statistics.linear_metrics(Line.of(record(counts(1, 1, 1, 1), counts(2, 9, 4, 7), train=counts(3, 1, 2, 4))))
     assert found["acc_group"].tolist() == [0.25] * 4
     assert found["acc_adj"].tolist() == pytest.approx([0.3, 0.1, 0.2, 0.4])
     assert found["gap_bg"].tolist() == pytest.approx([-0.45, 0.45, 0.45, -0.45])
 
 
 def test_metrics_that_are_undefined_have_no_coefficients() -> None:
-    found = statistics.linear_metrics(record(counts(1, 1, 1, 1), counts(2, 9, 4, 7), train=counts(3, 0, 2, 4)))
+    found = statistics.linear_metrics(Line.of(record(counts(1, 1, 1, 1), counts(2, 9, 4, 7), train=counts(3, 0, 2, 4))))
     assert set(found) == {"acc_group"}

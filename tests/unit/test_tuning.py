@@ -197,7 +197,7 @@ def test_searches_that_choose_the_same_are_two_rows() -> None:
     for epsilon in ("1e-9", "2e-9"):  # with these learning rates nothing is learned, so that the defaults are chosen
         decided(searched("erm", 2, settings={"recipe.epochs": "8"}, ranges={"recipe.lr": f"{{{epsilon}}}"}))
     found = aggregate.collect(find(runs_home()))
-    assert len([record for _, record in found if record.candidates]) == 4
+    assert len([entry for entry in found.entries if entry.line.candidates]) == 4
     (table,) = aggregate.build(found)
     rows = [(row.method, row.seeds) for row in table.rows if row.searched]
     assert sorted(rows) == [(f"erm (draw 0 of 2, search {number})", SEEDS) for number in (1, 2)]

@@ -1,0 +1,108 @@
+"""The commands that read finished runs: `board` and `verify`; `cli.py` registers them."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .benchmark.errors import UserError
+from .run_commands import Splits
+from .terminal import err, out, print_leaderboard, print_problems
+
+if TYPE_CHECKING:
+    from .leaderboard.table import Table
+
+
+class Format(StrEnum):
+    """What `board` writes."""
+
+    table = "table"
+    md = "md"
+    csv = "csv"
+    latex = "latex"
+    json = "json"
+
+
+def board(
+    path: Annotated[
+        Path | None, typer.Argument(help="Folder of records. Default: the runs in $WORSTGROUP_HOME.")
+    ] = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="table, md, csv, latex (booktabs) or json.")
+    ] = Format.table,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write it there instead of printing it.")
+    ] = None,
+    splits: Splits = False,
+) -> None:
+    """Print the leaderboard of all finished runs.
+
+    Records that are damaged or whose numbers do not follow from each other are named and left out.
+    """
+    from .benchmark import record
+    from .benchmark.home import runs_home
+    from .leaderboard import aggregate
+    from .leaderboard.index import Index
+
+    folder = path or runs_home()
+    if path is not None and not path.is_dir():
+        raise UserError(f"{path}: there is no such folder")
+    if output and format_ is Format.table:
+        raise UserError(f"--output {output}: say in which --format, e.g. --format md")
+    found = aggregate.collect(record.find(folder), Index.at_home())
+    tables = aggregate.build(found)
+    print_problems(found.problems)
+    if format_ is Format.table:
+        print_leaderboard(tables, splits)
+        if not tables:
+            out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", soft_wrap=True)
+        return
+    _write(_text(format_, tables, splits), output)
+
+
+def _text(format_: Format, tables: "list[Table]", splits: bool) -> str:
+    from .leaderboard import render
+
+    made = {
+        Format.md: lambda: render.to_markdown(tables, splits),
+        Format.csv: lambda: render.to_csv(tables),
+        Format.latex: lambda: render.to_latex(tables, splits),
+        Format.json: lambda: render.to_json(tables),
+    }
+    return made[format_]()
+
+
+def _write(text: str, output: Path | None) -> None:
+    from .benchmark.home import write_bytes
+
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_bytes(output, text.encode())
+
+
+def verify(
+    path: Annotated[Path | None, typer.Argument(help="A record, or a folder of them. Default: all runs.")] = None,
+) -> None:
+    """Recompute every metric from the stored predictions; exit code 1 on any difference."""
+    from .benchmark.home import runs_home
+    from .leaderboard.verify import LEVELS, orphans, verify_all
+
+    target = path or runs_home()
+    verdicts = verify_all(target) if path or target.exists() else []
+    stray = orphans(target) if target.is_dir() else []
+    for verdict in verdicts:
+        for problem in verdict.problems:
+            err.print(f"{verdict.path.name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+    for file in stray:
+        err.print(f"{file}: predictions without a record", style="red", markup=False, highlight=False, soft_wrap=True)
+    for level, meaning in LEVELS.items():
+        count = sum(verdict.ok and verdict.level == level for verdict in verdicts)
+        if count:
+            out.print(f"{count} verified, level {level}: {meaning}", highlight=False, soft_wrap=True)
+    bad = sum(not verdict.ok for verdict in verdicts) + len(stray)
+    out.print(f"{len(verdicts)} records, {bad} with differences", highlight=False)
+    if bad:
+        raise typer.Exit(1)
