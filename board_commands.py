@@ -51,8 +51,9 @@ def board(
         raise UserError(f"{path}: there is no such folder")
     if output and format_ is Format.table:
         raise UserError(f"--output {output}: say in which --format, e.g. --format md")
-    found = aggregate.collect(record.find(folder), Index.at_home())
-    tables = aggregate.build(found)
+    with Index.at_home() as index:
+        found = aggregate.collect(record.find(folder), index)
+        tables = aggregate.build(found)
     print_problems(found.problems)
     if format_ is Format.table:
         print_leaderboard(tables, splits)

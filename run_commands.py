@@ -259,9 +259,11 @@ def _print_board(plan: "Plan", splits: bool) -> None:
     from .leaderboard.index import Index
 
     paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
-    found = aggregate.collect((path for path in paths if path.exists()), Index.at_home())
+    with Index.at_home() as index:
+        found = aggregate.collect((path for path in paths if path.exists()), index)
+        tables = aggregate.build(found, (planned.absent for planned in plan.runs if planned.absent))
     print_problems(found.problems)
-    print_leaderboard(aggregate.build(found, (planned.absent for planned in plan.runs if planned.absent)), splits)
+    print_leaderboard(tables, splits)
     for planned in plan.runs if not found.entries else ():
         if planned.absent:
             out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)

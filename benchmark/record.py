@@ -45,11 +45,14 @@ def _budget(value: str) -> str:
     return value
 
 
+_RECIPE = TypeAdapter(Recipe)
+
+
 def _recipe(value: dict[str, Any]) -> dict[str, Any]:
     if set(value) != {field.name for field in dataclasses.fields(Recipe)}:
         raise ValueError("does not have the fields of a recipe")
     try:
-        TypeAdapter(Recipe).validate_python(value)
+        _RECIPE.validate_python(value)
     except UserError as error:
         raise ValueError(str(error)) from error
     return value
@@ -363,8 +366,10 @@ def read(path: Path) -> RunRecord:
         raise CorruptFile(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def read_predictions(path: Path, record: RunRecord) -> Arrays:
-    """Arrays of the .npz of the record at `path`; raises `CorruptFile` when absent, altered or unreadable."""
+def read_predictions(path: Path, record: RunRecord, part: str = "") -> Arrays:
+    """Arrays of the .npz of the record at `path`, all or those whose name begins with `part`; raises `CorruptFile` when
+    absent, altered or unreadable.
+    """
     file = predictions_path(path)
     try:
         content = file.read_bytes()
@@ -377,6 +382,7 @@ def read_predictions(path: Path, record: RunRecord) -> Arrays:
             return {
                 name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
                 for name in archive.namelist()
+                if name.startswith(part)
             }
     except Exception as error:  # zip, zlib and NumPy raise a dozen types for forged content
         raise CorruptFile(f"{file}: cannot be read: {type(error).__name__}: {error}") from error

@@ -4,16 +4,18 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..benchmark.budget import Budget
-from ..benchmark.planning import Absent
 from .entry import AGREEMENT, HELD, MEANS, Entry
 from .estimates import Cell, Estimates, estimate
 from .index import Collected, Index
 from .table import CostRatio, Resolution, Row, RunResult, Table
+
+if TYPE_CHECKING:
+    from ..benchmark.planning import Absent
 
 
 def collect(paths: Iterable[Path], index: Index | None = None) -> Collected:
@@ -53,14 +55,13 @@ def _foreign(block: list[Entry]) -> Iterable[tuple[Entry, str]]:
             yield entry, "groups: its test set is not that of the other runs with its dataset fingerprint"
 
 
-def build(found: Collected, absent: Iterable[Absent] = ()) -> list[Table]:
+def build(found: Collected, absent: "Iterable[Absent]" = ()) -> list[Table]:
     """Tables of all blocks, in a fixed order: a pure function of the records and their predictions.
 
     Cells that a plan left out stand as rows in the tables of their dataset and backbone.
     """
     blocks, estimates = _by_block(found.entries), Estimates(found.index)
     tables = [_table(blocks[key], estimates) for key in sorted(blocks)]
-    found.index.save()
     missing = list(dict.fromkeys(absent))
     for table in tables:
         own = [cell for cell in missing if (cell.dataset, cell.backbone) == (table.dataset, table.backbone)]
@@ -69,7 +70,7 @@ def build(found: Collected, absent: Iterable[Absent] = ()) -> list[Table]:
     return tables
 
 
-def _absent(cell: Absent, table: Table) -> Row:
+def _absent(cell: "Absent", table: Table) -> Row:
     metrics = dict.fromkeys(table.rows[0].metrics)
     return Row(cell.method, cell.budget, "n/a", (), 0, metrics, reason=cell.reason)
 
@@ -101,11 +102,7 @@ def _table(block: list[Entry], estimates: Estimates) -> Table:
     cells = _cells(block)
     first, line = block[0], block[0].line
     baseline = _baseline(cells)
-    rows = [_row(cell, label, estimates) for cell, label in zip(cells, _distinct(cells), strict=True)]
-    for cell, row in zip(cells, rows, strict=True):
-        if baseline is not None:
-            row.versus_erm = estimates.differences(cell, baseline) if cell is not baseline else {}
-            row.cost = _cost_ratio(cell, baseline)
+    rows = [_row(cell, label, baseline, estimates) for cell, label in zip(cells, _distinct(cells), strict=True)]
     _rank(cells, rows, estimates)
     return Table(
         protocol=line.protocol,
@@ -128,10 +125,10 @@ def _rank(cells: Sequence[Cell], rows: Sequence[Row], estimates: Estimates) -> N
         best = min(places, key=lambda i: _place(rows[i]))
         for i in places:
             better = [j for j in places if _value(rows[j]) > _value(rows[i])]
-            paired = [estimates.differences(cells[i], cells[j]).get("wga") for j in better]
+            paired = [estimates.difference(cells[i], cells[j]) for j in better]
             rows[i].rank = 1 + sum(difference is not None and difference.high < 0 for difference in paired)
             if i != best:
-                rows[i].versus_best = estimates.differences(cells[i], cells[best]).get("wga")
+                rows[i].versus_best = estimates.difference(cells[i], cells[best])
 
 
 def _place(row: Row) -> tuple[int, float, str, str]:
@@ -184,7 +181,7 @@ def _distinct(cells: list[Cell]) -> list[str]:
     ]
 
 
-def _row(cell: Cell, label: str, estimates: Estimates) -> Row:
+def _row(cell: Cell, label: str, erm: Cell | None, estimates: Estimates) -> Row:
     line, entries = cell.line, cell.entries
     names = [name for name in entries[0].metrics if name in ("wga", *MEANS) or name.startswith("gap_")]
     return Row(
@@ -198,6 +195,8 @@ def _row(cell: Cell, label: str, estimates: Estimates) -> Row:
         agreement=_agreement(entries),
         rendered=max(entry.rendered for entry in entries),
         metrics={name: estimates.metric(cell, name) for name in names},
+        versus_erm=estimates.differences(cell, erm) if erm not in (None, cell) else {},
+        cost=_cost_ratio(cell, erm) if erm else None,
         held={name: estimate([entry.held[name] for entry in entries]) for name in HELD},
         host=line.method,
         source=line.source,

@@ -51,6 +51,7 @@ class Line:
     classes: tuple[str, ...]
     attributes: tuple[Attribute, ...]
     n_train: tuple[int, ...]
+    m_val: tuple[int, ...]
     m_test: tuple[int, ...]
 
     @classmethod
@@ -77,6 +78,7 @@ class Line:
             classes=tuple(record.classes),
             attributes=tuple(record.spec_attributes()),
             n_train=tuple(group.n_train for group in record.groups),
+            m_val=tuple(group.m_val for group in record.groups),
             m_test=tuple(group.m_test for group in record.groups),
         )
 
@@ -95,7 +97,7 @@ class Line:
 
     def to_json(self) -> str:
         """Canonical text: equal lines have the same."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(vars(self), default=vars, sort_keys=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -165,11 +167,14 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """A record as read: its entry, the test images it got right (M,) and the test set that these are of."""
+    """A record as read: its entry, what it got right in every epoch, the test images it got right (M,) and the test
+    set that these are of."""
 
     entry: Entry
-    correct: NDArray[np.bool_] | None
-    layout: Layout | None
+    history: list[list[int]]
+    """Validation images answered correctly, by epoch and group."""
+    correct: NDArray[np.bool_] | None = None
+    layout: Layout | None = None
 
 
 def read(path: Path) -> Read | None:
@@ -182,10 +187,10 @@ def read(path: Path) -> Read | None:
     if record.identity_hash() != record.run:
         raise CorruptFile(f"{path}: run: the identity fields give {record.identity_hash()[:12]}, not {record.run[:12]}")
     _check_metrics(path, record)
-    entry = _entry(path, record)
+    entry, history = _entry(path, record), [epoch.correct_val for epoch in record.history]
     if record.predictions is None or not record.predictions.has_labels:
-        return Read(entry, None, None)
-    arrays = records.read_predictions(path, record)
+        return Read(entry, history)
+    arrays = records.read_predictions(path, record, "test_")
     try:
         layout = Layout.of(arrays, record.shape)
         correct = arrays["test_prediction"] == arrays["test_y"]
@@ -197,7 +202,8 @@ def read(path: Path) -> Read | None:
         if (record.counts()[name] != expected).any():
             raise CorruptFile(f"{path}: groups.{name}: {record.counts()[name].tolist()}, not what was predicted")
     test_set = hashlib.sha256(layout.unit.tobytes() + layout.group.tobytes()).hexdigest()
-    return Read(dataclasses.replace(entry, answers=record.predictions.sha256, layout=test_set), correct, layout)
+    entry = dataclasses.replace(entry, answers=record.predictions.sha256, layout=test_set)
+    return Read(entry, history, correct, layout)
 
 
 def _check_metrics(path: Path, record: RunRecord) -> None:

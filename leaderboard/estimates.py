@@ -4,21 +4,19 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
+from math import isnan
 from typing import Any
 
 import numpy as np
 
-from ..benchmark import record as records
-from ..benchmark.errors import CorruptFile
 from . import statistics
 from .entry import Entry, Line
 from .index import Index
 from .statistics import Estimate, Outcome, Samples
 from .table import Difference, GroupResult
 
-SAMPLED = 12
-"""Rows whose bootstrap samples are held at a time."""
+WORST = 64
+"""Rows whose samples of the worst group are held at a time."""
 Interval = tuple[float, float]
 
 
@@ -33,7 +31,7 @@ class Cell:
         """What they share."""
         return self.entries[0].line
 
-    @property
+    @cached_property
     def seeds(self) -> tuple[int, ...]:
         """Of the runs."""
         return tuple(entry.seed for entry in self.entries)
@@ -66,7 +64,8 @@ class Estimates:
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._sampled = lru_cache(maxsize=SAMPLED)(self._sample)
+        self._sampled = lru_cache(maxsize=2)(self._sample)  # a row and the ERM that it is compared with
+        self._worst = lru_cache(maxsize=WORST)(lambda cell: self._sampled(cell).metrics["wga"])
 
     def metric(self, cell: Cell, name: str) -> Estimate | None:
         """Mean over seeds with its interval; None where it is not defined for one of them."""
@@ -84,13 +83,35 @@ class Estimates:
 
     def curve(self, cell: Cell) -> list[list[float | None]]:
         """Validation accuracy by epoch and group, mean over the seeds that came so far."""
-        curve: list[list[float | None]] = self._index.kept(f"curve {cell.key}", lambda: _curve(cell))
+        curve: list[list[float | None]] = self._index.kept(f"curve {cell.key}", lambda: self._curve(cell))
         return curve
+
+    def _curve(self, cell: Cell) -> list[list[float | None]]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            histories = [np.array(self._index.history(entry)) for entry in cell.entries]
+            runs = [history / cell.line.m_val for history in histories if len(history)]
+        epochs = [[run[i] for run in runs if i < len(run)] for i in range(max(map(len, runs), default=0))]
+        means = [np.mean(epoch, axis=0).tolist() for epoch in epochs]
+        return [[None if isnan(value) else round(value, 4) for value in mean] for mean in means]
 
     def differences(self, cell: Cell, other: Cell) -> dict[str, Difference]:
         """Paired differences of all metrics, over the seeds that both have; empty where there is none."""
-        kept = self._index.kept(f"difference {cell.key} {other.key}", lambda: self._difference(cell, other))
+
+        def make() -> dict[str, Any]:
+            ours, theirs = self._sampled(cell).metrics, self._sampled(other).metrics
+            found = {name: _difference(cell, other, name, ours[name], theirs[name]) for name in ours if name in theirs}
+            return {name: difference for name, difference in found.items() if difference}
+
+        kept = self._index.kept(f"differences {cell.key} {other.key}", make)
         return {name: Difference(*values) for name, values in kept.items()}
+
+    def difference(self, cell: Cell, other: Cell) -> Difference | None:
+        """Paired difference in worst-group accuracy alone, which is all that many pairs are asked for."""
+        kept = self._index.kept(
+            f"wga {cell.key} {other.key}",
+            lambda: _difference(cell, other, "wga", self._worst(cell), self._worst(other)),
+        )
+        return Difference(*kept) if kept else None
 
     def _intervals(self, cell: Cell) -> dict[str, Any]:
         kept: dict[str, Any] = self._index.kept(f"intervals {cell.key}", lambda: self._interval(cell))
@@ -103,21 +124,6 @@ class Estimates:
         groups = [over_seeds(sampled.groups[:, :, g]) if here else None for g, here in enumerate(present)]
         return {"metrics": metrics, "groups": groups}
 
-    def _difference(self, cell: Cell, other: Cell) -> dict[str, tuple[float, float, float]]:
-        seeds = [seed for seed in cell.seeds if seed in other.seeds]
-        if not seeds:
-            return {}
-        ours = [cell.seeds.index(seed) for seed in seeds]
-        theirs = [other.seeds.index(seed) for seed in seeds]
-        a, b = self._sampled(cell).metrics, self._sampled(other).metrics
-        found = {}
-        for name in (name for name in a if name in b):
-            pairs = zip([cell.values(name)[i] for i in ours], [other.values(name)[i] for i in theirs], strict=True)
-            known = [x - y for x, y in pairs if x is not None and y is not None]
-            if known:
-                found[name] = (float(np.mean(known)), *over_seeds(a[name][ours] - b[name][theirs]))
-        return found
-
     def _sample(self, cell: Cell) -> _Sampled:
         line = cell.line
         if cell.from_counts:
@@ -129,6 +135,20 @@ class Estimates:
             weights = statistics.unit_weights(len(outcome.total))
             accuracies, shares = statistics.resampled_accuracies(outcome, weights)
         return _Sampled(statistics.sample_metrics(accuracies, shares, line), accuracies)
+
+
+def _difference(
+    cell: Cell, other: Cell, name: str, ours: Samples, theirs: Samples
+) -> tuple[float, float, float] | None:
+    """Mean and interval of a metric's difference over common seeds, from its samples (S, DRAWS) of either cell."""
+    pairs = [(cell.seeds.index(seed), other.seeds.index(seed)) for seed in cell.seeds if seed in other.seeds]
+    values, others = cell.values(name), other.values(name)
+    known = [(values[i], others[j]) for i, j in pairs]
+    if not pairs or any(a is None or b is None for a, b in known):
+        return None
+    own, their = (list(rows) for rows in zip(*pairs, strict=True))
+    mean = float(np.mean([a - b for a, b in known if a is not None and b is not None]))
+    return (mean, *over_seeds(ours[own] - theirs[their]))
 
 
 def over_seeds(samples: Samples) -> Interval:
@@ -144,19 +164,3 @@ def estimate(values: Sequence[float | None], interval: Interval | None = None) -
     sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
     low, high = interval or (float("nan"), float("nan"))
     return Estimate(float(np.mean(known)), sd, low, high)
-
-
-def _curve(cell: Cell) -> list[list[float | None]]:
-    """The history of the records themselves; of a record that has gone meanwhile there is none."""
-    runs = []
-    for entry in cell.entries:
-        try:
-            record = records.read(Path(entry.path))
-        except CorruptFile:
-            continue
-        m = record.counts()["m_val"]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            runs.append([np.array(epoch.correct_val) / m for epoch in record.history])
-    epochs = [[run[i] for run in runs if i < len(run)] for i in range(max(map(len, runs), default=0))]
-    means = [np.mean(epoch, axis=0) for epoch in epochs]
-    return [[None if np.isnan(value) else round(float(value), 4) for value in mean] for mean in means]

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from .entry import Entry, Layout, Line, Read
 _TABLES = """
 CREATE TABLE lines (name TEXT PRIMARY KEY, line TEXT);
 CREATE TABLE records (path TEXT PRIMARY KEY, stamp TEXT, line TEXT, facts TEXT);
+CREATE TABLE histories (name TEXT PRIMARY KEY, correct TEXT);
 CREATE TABLE answers (name TEXT PRIMARY KEY, images INTEGER, correct BLOB);
 CREATE TABLE layouts (name TEXT PRIMARY KEY, units INTEGER, groups INTEGER, unit BLOB, "group" BLOB);
 CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT);
@@ -57,9 +58,16 @@ class Index:
         self._base = _open(file) if file else _fresh(":memory:")
 
     @classmethod
-    def at_home(cls) -> "Index":
-        """That of `$WORSTGROUP_HOME`."""
-        return cls(index_file())
+    @contextmanager
+    def at_home(cls) -> "Iterator[Index]":
+        """That of `$WORSTGROUP_HOME`, saved and closed in the end."""
+        index = cls(index_file())
+        try:
+            yield index
+        finally:
+            with suppress(sqlite3.Error):
+                index._base.commit()
+            index._base.close()
 
     def collect(self, paths: Iterable[Path]) -> Collected:
         """Entries of all finished runs among these record files, in their order, and what is wrong with the others.
@@ -89,6 +97,12 @@ class Index:
             collected.entries += [entry] if entry else []
         return collected
 
+    def history(self, entry: Entry) -> list[list[int]]:
+        """Validation images that a run got right, by epoch and group."""
+        query = "SELECT correct FROM histories WHERE name = ?"
+        history: list[list[int]] = json.loads(self._base.execute(query, (entry.digest,)).fetchone()[0])
+        return history
+
     def answers(self, entry: Entry) -> NDArray[np.bool_]:
         """The test images (M,) that a run got right; of an entry with `answers`."""
         found = self._base.execute("SELECT images, correct FROM answers WHERE name = ?", (entry.answers,)).fetchone()
@@ -108,11 +122,6 @@ class Index:
             with suppress(sqlite3.Error):
                 self._put("kept", name, text)
         return json.loads(text)
-
-    def save(self) -> None:
-        """Keep what was made since the last time."""
-        with suppress(sqlite3.Error):
-            self._base.commit()
 
     def _known(self, stamps: dict[str, str]) -> "Iterator[tuple[str, _Row]]":
         self._base.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (path TEXT PRIMARY KEY)")
@@ -136,6 +145,7 @@ class Index:
         facts = {key: value for key, value in vars(read.entry).items() if key not in ("path", "line")}
         self._put("lines", name, line)
         self._put("records", path, stamp, name, json.dumps(facts))
+        self._put("histories", read.entry.digest, json.dumps(read.history))
         if read.correct is not None and read.layout is not None:
             self._put("answers", read.entry.answers, len(read.correct), np.packbits(read.correct).tobytes())
             units = read.layout.unit.tobytes(), read.layout.group.tobytes()

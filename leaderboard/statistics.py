@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from ..benchmark import metrics
 from ..benchmark.spec import derive_seed
@@ -53,10 +52,12 @@ def unit_weights(units: int) -> NDArray[np.float32]:
     return rng.multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(np.float32)
 
 
-def seed_choices(seeds: int) -> NDArray[np.int64]:
-    """Seeds drawn with replacement (DRAWS, seeds), the same in every call."""
+@lru_cache(maxsize=4)
+def seed_weights(seeds: int) -> NDArray[np.float64]:
+    """Shares (DRAWS, seeds) of the seeds among as many drawn with replacement, the same in every call."""
     rng = np.random.Generator(np.random.PCG64(derive_seed("bootstrap", "seeds", seeds)))
-    return rng.integers(seeds, size=(DRAWS, seeds))
+    choices = rng.integers(seeds, size=(DRAWS, seeds))
+    return np.stack([(choices == seed).sum(1) for seed in range(seeds)], axis=1) / seeds
 
 
 def resampled_accuracies(outcome: Outcome, weights: NDArray[np.float32]) -> tuple[Samples, Samples]:
@@ -82,6 +83,8 @@ def accuracies_from_counts(
     Counts are binomial; all seeds of a row share their draws, as if they had failed on the same images, and rows with
     different `stream`s share none: both make intervals wider than those from the answers.
     """
+    from scipy.stats import binom  # half a second that few tables need
+
     rng = np.random.Generator(np.random.PCG64(derive_seed("bootstrap", "counts", stream)))
     quantiles = rng.random((DRAWS, len(total)))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -92,8 +95,7 @@ def accuracies_from_counts(
 
 def over_seeds(samples: Samples) -> Samples:
     """Mean over resampled seeds (DRAWS,) of a metric sampled as (S, DRAWS)."""
-    choices = seed_choices(len(samples))
-    means: Samples = samples[choices, np.arange(DRAWS)[:, None]].mean(1)
+    means: Samples = np.einsum("ds,sd->d", seed_weights(len(samples)), samples)
     return means
 
 
@@ -123,6 +125,10 @@ def linear_metrics(line: Line) -> dict[str, Samples]:
 def sample_metrics(accuracies: Samples, shares: Samples, line: Line) -> dict[str, Samples]:
     """Samples (S, DRAWS) of the worst-group accuracy, the share of correct images, and every linear metric."""
     samples = {"wga": np.nanmin(accuracies, axis=2), "acc_mean": shares}
-    for name, coefficients in linear_metrics(line).items():
+    linear = linear_metrics(line)
+    if not np.isnan(accuracies).any():
+        together = accuracies @ np.stack(list(linear.values()), axis=1)
+        return samples | {name: together[:, :, i] for i, name in enumerate(linear)}
+    for name, coefficients in linear.items():  # a metric that needs a group which was not drawn is NaN
         samples[name] = np.where(coefficients != 0, accuracies, 0) @ coefficients
     return samples

@@ -487,7 +487,20 @@ def test_a_diverging_run_fails_alone(call: Call, home: Path, tmp_path: Path) -> 
     assert "2 of 4 runs are finished already" in call("run", suite, "--jobs", "1").err
 
 
-@pytest.mark.parametrize("command", [("board",), ("board", "--format", "md"), ("ls", "runs"), RUN])
+@pytest.mark.parametrize("command", [("board",), ("board", "--format", "md")])
+def test_a_board_leaves_a_record_of_another_schema_out_and_names_it(
+    call: Call, runs: Path, pick: Callable[[str], Path], command: tuple[str, ...]
+) -> None:
+    edit(pick("dfr"), put("schema_version", 9))
+    done = call(*command)
+    assert done.code == 0
+    assert "left out" in done.err
+    assert str(pick("dfr")) in done.err
+    assert "schema_version" in done.err
+    assert "groupdro" in done.out
+
+
+@pytest.mark.parametrize("command", [("ls", "runs"), RUN])
 def test_a_record_of_another_schema_is_named(
     call: Call, runs: Path, pick: Callable[[str], Path], command: tuple[str, ...]
 ) -> None:

@@ -1,13 +1,13 @@
 """Interventions: images with one shortcut replaced, from the dataset through the store to a task."""
 
+import csv
 import io
-from dataclasses import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import replace
 import torch
 from formats.idx import write_mnist
 from helpers import Call, edit, plan_tiny, put

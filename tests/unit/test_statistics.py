@@ -239,9 +239,12 @@ def test_draws_are_the_same_in_every_call() -> None:
     assert weights.shape == (DRAWS, 30)
     assert (weights.sum(1) == 30).all()
     assert np.array_equal(weights, statistics.unit_weights(30))
-    assert np.array_equal(statistics.seed_choices(3), statistics.seed_choices(3))
-    assert statistics.seed_choices(3).shape == (DRAWS, 3)
-    assert set(np.unique(statistics.seed_choices(3))) == {0, 1, 2}
+    shares = statistics.seed_weights(3)
+    assert shares.shape == (DRAWS, 3)
+    assert np.allclose(shares.sum(1), 1)
+    assert set(np.unique(shares * 3).round(9)) == {0, 1, 2, 3}
+    statistics.seed_weights.cache_clear()
+    assert np.array_equal(shares, statistics.seed_weights(3))
     again = sampled(RUN)
     for name, samples in base().items():
         assert np.array_equal(samples, again[name])
