@@ -36,6 +36,9 @@ def board(
         Path | None, typer.Option("--output", metavar="FILE", help="Write it there instead of printing it.")
     ] = None,
     splits: Splits = False,
+    reproduction: Annotated[
+        bool, typer.Option("--reproduction", help="The papers' numbers beside ours instead; as md or csv.")
+    ] = False,
 ) -> None:
     """Print the leaderboard of all finished runs.
 
@@ -49,18 +52,27 @@ def board(
     folder = path or runs_home()
     if path is not None and not path.is_dir():
         raise UserError(f"{path}: there is no such folder")
-    if output and format_ is Format.table:
+    if output and format_ is Format.table and not reproduction:
         raise UserError(f"--output {output}: say in which --format, e.g. --format md")
     with Index.at_home() as index:
         found = aggregate.collect(record.find(folder), index)
         tables = aggregate.build(found)
     print_problems(found.problems)
+    if reproduction:
+        _write(_beside_papers(format_, tables), output)
+        return
     if format_ is Format.table:
         print_leaderboard(tables, splits)
         if not tables:
             out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", soft_wrap=True)
         return
     _write(_text(format_, tables, splits), output)
+
+
+def _beside_papers(format_: Format, tables: "list[Table]") -> str:
+    from .leaderboard import reproduction
+
+    return reproduction.render(tables, "md" if format_ is Format.table else format_.value)
 
 
 def _text(format_: Format, tables: "list[Table]", splits: bool) -> str:

@@ -131,9 +131,9 @@ def to_markdown(tables: Iterable[Table], splits: bool = False) -> str:
     parts, tables = [], list(tables)
     for table in tables:
         shown = columns(table, splits)
-        rows = [[_markdown(column.cell(row)) for column in shown] for row in table.rows]
+        rows = [[markdown(column.cell(row)) for column in shown] for row in table.rows]
         body = tabulate(rows, [column.heading for column in shown], tablefmt="github", disable_numparse=True)
-        parts += [f"## {_markdown(title(table))}", _markdown(subtitle(table)), body, *map(_markdown, notes(table))]
+        parts += [f"## {markdown(title(table))}", markdown(subtitle(table)), body, *map(markdown, notes(table))]
     return "\n\n".join([*parts, legend(tables, splits)]) + "\n" if parts else "No finished run yet.\n"
 
 
@@ -318,7 +318,7 @@ def _number(holder: object, name: str) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.6g}"
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Escape what would break a table or become markup."""
     return re.sub(r"([\\|`*<]|\](?=\())", r"\\\1", _plain(text))
 
