@@ -1,4 +1,4 @@
-"""The commands that read finished runs: `board` and `verify`; `cli.py` registers them."""
+"""The command `board`; `cli.py` registers it."""
 
 import sys
 from enum import StrEnum
@@ -9,7 +9,7 @@ import typer
 
 from .benchmark.errors import UserError
 from .run_commands import Splits
-from .terminal import err, out, print_leaderboard, print_problems
+from .terminal import out, print_leaderboard, print_problems
 
 if TYPE_CHECKING:
     from .leaderboard.table import Table
@@ -94,28 +94,3 @@ def _write(text: str, output: Path | None) -> None:
         sys.stdout.write(text)
     else:
         write_bytes(output, text.encode())
-
-
-def verify(
-    path: Annotated[Path | None, typer.Argument(help="A record, or a folder of them. Default: all runs.")] = None,
-) -> None:
-    """Recompute every metric from the stored predictions; exit code 1 on any difference."""
-    from .benchmark.home import runs_home
-    from .leaderboard.verify import LEVELS, orphans, verify_all
-
-    target = path or runs_home()
-    verdicts = verify_all(target) if path or target.exists() else []
-    stray = orphans(target) if target.is_dir() else []
-    for verdict in verdicts:
-        for problem in verdict.problems:
-            err.print(f"{verdict.path.name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
-    for file in stray:
-        err.print(f"{file}: predictions without a record", style="red", markup=False, highlight=False, soft_wrap=True)
-    for level, meaning in LEVELS.items():
-        count = sum(verdict.ok and verdict.level == level for verdict in verdicts)
-        if count:
-            out.print(f"{count} verified, level {level}: {meaning}", highlight=False, soft_wrap=True)
-    bad = sum(not verdict.ok for verdict in verdicts) + len(stray)
-    out.print(f"{len(verdicts)} records, {bad} with differences", highlight=False)
-    if bad:
-        raise typer.Exit(1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import board_commands, data_commands, explain_commands, run_commands
+from . import board_commands, data_commands, explain_commands, run_commands, submission_commands
 from .benchmark.errors import UserError
 from .terminal import err, load_plugins, out, print_tables
 
@@ -77,7 +77,8 @@ app.command()(data_commands.embed)
 
 
 app.command()(board_commands.board)
-app.command()(board_commands.verify)
+app.command()(submission_commands.verify)
+app.command()(submission_commands.submit)
 
 
 @app.command()

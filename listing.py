@@ -13,7 +13,7 @@ from .benchmark import record
 from .benchmark.budget import RUNGS, Budget, Requires
 from .benchmark.errors import CorruptFile, UnknownName
 from .benchmark.home import runs_home
-from .benchmark.planning import entries_fingerprint, find_card
+from .benchmark.planning import code_now, find_card
 from .benchmark.pools import open_pool
 from .benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
 from .benchmark.search import ranges
@@ -134,7 +134,7 @@ def _runs(stale: bool) -> rich.table.Table:
     rows = []
     for path in record.find(runs_home()) if runs_home().is_dir() else ():
         run = record.read(path)
-        changed = run.code != _code(run)
+        changed = run.code != code_now(run.method, run.source)
         if changed or not stale:
             state = run.status + (", stale" if changed else "")
             rows.append(
@@ -148,13 +148,6 @@ def _drawn(run: record.RunRecord) -> str:
     if run.candidates:
         return f"{run.label} (draw {run.draw} of {len(run.candidates)})"
     return f"{run.label} (draw {run.draw})" if run.draw else run.label
-
-
-def _code(run: record.RunRecord) -> str:
-    """Fingerprint of a run's method as it is now, empty where it is gone."""
-    if run.method not in METHODS or (run.source and run.source not in SOURCES):
-        return ""
-    return entries_fingerprint(METHODS[run.method], SOURCES[run.source] if run.source else None)
 
 
 def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> rich.table.Table:

@@ -17,6 +17,7 @@ from ..benchmark.home import runs_home
 from ..benchmark.lab import Lab, Progress
 from ..benchmark.planning import entries_fingerprint, make_dataset, weights_identity
 from ..benchmark.pools import Report
+from ..benchmark.prepare import asked_for
 from ..benchmark.record import RunRecord
 from ..benchmark.registry import METHODS, SOURCES
 from ..benchmark.runner import refit
@@ -102,15 +103,9 @@ def look(
 
 def reopen(told: RunRecord, root: Path | None, report: Report, variant: str = "") -> Store:
     """The store that a record tells of, or that of another variant of its dataset, with the same pixels."""
-    name, _, options = told.dataset.partition("[")
-    settings: dict[str, str] = {}
-    for option in filter(None, options.rstrip("]").split(",")):
-        if option != "custom":
-            size = re.fullmatch(r"(\d+)px", option)
-            settings |= {"data.size": size[1]} if size else {"data.transform": option}
+    name, settings = asked_for(told.dataset)
     base = f"{name.partition(':')[0]}:{variant}" if variant else name
-    plain = {key.removeprefix("data."): value for key, value in settings.items()}
-    dataset, card = make_dataset(base, root, plain)
+    dataset, card = make_dataset(base, root, settings)
     store = open_store(dataset, card, root, report=report)
     if not variant and store.fingerprint != told.fingerprint:
         raise UserError(f"{told.dataset}: the files at hand are not those of the record (data {told.fingerprint})")

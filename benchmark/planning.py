@@ -236,6 +236,13 @@ def entries_fingerprint(entry: MethodEntry, source: MethodEntry | None) -> str:
     return code_fingerprint(*modules)
 
 
+def code_now(method: str, source: str) -> str:
+    """Fingerprint of the code of a method and its source as it is now, empty where one of them is gone."""
+    if method not in METHODS or (source and source not in SOURCES):
+        return ""
+    return entries_fingerprint(METHODS[method], SOURCES[source] if source else None)
+
+
 def _backbone_code(name: str) -> str:
     """Fingerprint of a backbone's code, empty for the engine's own, which belong to the engine's fingerprint."""
     module = BACKBONES[name.partition(":")[0]].build.__module__

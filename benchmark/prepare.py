@@ -1,12 +1,13 @@
 """`worstgroup prepare`: find a dataset's files, or fetch them where their licence allows; build and check its store."""
 
+import re
 from pathlib import Path
 
 from .download import fetch_dataset
 from .errors import CorruptFile, MissingData, UserError
 from .planning import make_dataset
 from .pools import Report, check_pool, pool_path
-from .store import Store, check_labels, open_store
+from .store import Store, check_labels, open_store, prepared
 
 
 def prepare(
@@ -41,3 +42,30 @@ def prepare(
         if problem:
             raise CorruptFile(problem)
     return store
+
+
+def asked_for(name: str) -> tuple[str, dict[str, str]]:
+    """What was asked for to get a dataset of this name: `waterbirds:place[112px,custom]` is `waterbirds:place` with the
+    setting `size=112`, on files of one's own.
+    """
+    base, _, options = name.partition("[")
+    settings: dict[str, str] = {}
+    for option in filter(None, options.rstrip("]").split(",")):
+        if option != "custom":
+            size = re.fullmatch(r"(\d+)px", option)
+            settings |= {"size": size[1]} if size else {"transform": option}
+    return base, settings
+
+
+def find_store(name: str) -> Store | None:
+    """The store of a dataset of this name as records tell it, if it can be had without fetching or decoding files: that
+    of a built-in dataset, built if need be, or the one prepared last. Raises `UserError`.
+    """
+    base, settings = asked_for(name)
+    try:
+        dataset, card = make_dataset(base, None, settings)
+        built_in = not (card.sources or card.by_hand)
+        store = open_store(dataset, card) if built_in else prepared(card)
+    except MissingData:
+        return None
+    return store if store and store.card.name == name else None

@@ -25,6 +25,9 @@ from .home import write_bytes
 from .metrics import Values
 from .spec import Attribute, Block, Recipe, RunSpec, SplitName, method_label
 
+SCHEMA: Literal[1] = 1
+ENVIRONMENT = "environment.json"
+"""What lies beside submitted records and is none."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,\[\]-]*")
 
 
@@ -59,6 +62,7 @@ def _recipe(value: dict[str, Any]) -> dict[str, Any]:
 
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
+MaybeHash = Annotated[str, Field(pattern=r"^([0-9a-f]{12,64})?$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**40)]
@@ -165,17 +169,29 @@ class Tuning(_Part):
 
 
 class PredictionFile(_Part):
-    """The .npz beside the record: its SHA-256, and hashes of the labels that it may not carry."""
+    """The .npz beside the record: its SHA-256, and hashes of the labels that it may not carry.
 
-    sha256: Hash
+    `kept` tells what it holds. A published record keeps the `answers` on validation and test, with their labels but
+    without logits, or, where the licence keeps the labels, `nothing`: there is no file then.
+    """
+
+    sha256: MaybeHash
     labels_sha256: dict[SplitName, Hash]
     has_labels: bool
+    kept: Literal["all", "answers", "nothing"] = "all"
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        file, labels = bool(self.sha256), self.has_labels
+        if not {"all": file, "answers": file and labels, "nothing": not file and not labels}[self.kept]:
+            raise ValueError(f"kept: {self.kept} does not agree with sha256 and has_labels")
+        return self
 
 
 class RunRecord(_Part):
     """One run."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = SCHEMA
     status: Literal["finished", "failed"]
     created: str
     run: Hash
@@ -184,7 +200,7 @@ class RunRecord(_Part):
     fingerprint: Hash
     backbone: Name
     weights: str
-    backbone_code: Annotated[str, Field(pattern=r"^([0-9a-f]{12,64})?$")] = ""
+    backbone_code: MaybeHash = ""
     method: Name
     source: Name
     policy: Literal["", "class", "pseudo", "subset", "masked", "carried"]
@@ -303,15 +319,18 @@ class RunRecord(_Part):
 
 
 Arrays = dict[str, NDArray[Any]]
+COUNTING = {"val_index": "val_prediction", "test_index": "test_prediction", "test_unit": "test_prediction"}
+"""Arrays that a published record leaves out where they count from 0, and the one that is as long."""
+
+
+def slug(text: str) -> str:
+    """Text as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.+@-]", "_", text).replace("..", "_")
 
 
 def record_path(runs: Path, spec: RunSpec) -> Path:
     """Where a run's record lies; readable, and unique by the run's hash."""
     block = spec.block
-
-    def slug(text: str) -> str:
-        return re.sub(r"[^A-Za-z0-9_.+@-]", "_", text).replace("..", "_")
-
     name = f"{slug(spec.method_label)}-{slug(str(spec.budget))}-s{block.seed}-{spec.hash[:12]}.json"
     return runs / slug(block.dataset) / slug(block.backbone) / name
 
@@ -361,6 +380,8 @@ def read(path: Path) -> RunRecord:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         problem = first["msg"].removeprefix("Value error, ")
+        if field == "schema_version" and isinstance(first["input"], int) and first["input"] > SCHEMA:
+            problem = f"written by a newer version, schema {first['input']}; update worstgroup"
         raise CorruptFile(f"{path}: {field + ': ' if field else ''}{problem}") from error
     except OSError as error:
         raise CorruptFile(f"{path}: cannot be read: {error.strerror}") from error
@@ -369,8 +390,12 @@ def read(path: Path) -> RunRecord:
 def read_predictions(path: Path, record: RunRecord, part: str = "") -> Arrays:
     """Arrays of the .npz of the record at `path`, all or those whose name begins with `part`; raises `CorruptFile` when
     absent, altered or unreadable.
+
+    Those that a published record leaves out because they only count from 0 are there again (`COUNTING`).
     """
     file = predictions_path(path)
+    if record.predictions is not None and record.predictions.kept == "nothing":
+        raise CorruptFile(f"{path}: predictions.kept: its predictions are not published, only its group counts are")
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -379,15 +404,19 @@ def read_predictions(path: Path, record: RunRecord, part: str = "") -> Arrays:
         raise CorruptFile(f"{file}: predictions.sha256: the file is not the one that the record was written with")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return {
+            arrays = {
                 name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
                 for name in archive.namelist()
                 if name.startswith(part)
             }
+        left_out = COUNTING if record.predictions.kept == "answers" else {}
+        counted = {name: np.arange(len(arrays[of])) for name, of in left_out.items() if of in arrays}
+        return counted | arrays
     except Exception as error:  # zip, zlib and NumPy raise a dozen types for forged content
         raise CorruptFile(f"{file}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def find(folder: Path) -> Iterator[Path]:
-    """All record files below a folder, in a fixed order; files in the making are not among them."""
-    return iter(sorted(path for path in folder.rglob("*.json") if not path.name.startswith(".")))
+    """All record files below a folder, in a fixed order; files in the making and `ENVIRONMENT` are not among them."""
+    files = folder.rglob("*.json")
+    return iter(sorted(path for path in files if not path.name.startswith(".") and path.name != ENVIRONMENT))

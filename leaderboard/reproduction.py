@@ -36,7 +36,8 @@ LEGEND = (
     "Numbers that papers print, beside the rows of ours of the same dataset, method and metric, at the paper's budget "
     "where that is known. They are not ranked and not part of the leaderboard: recipes, searches and checkpoints "
     "differ. Percent, but for ratios. `paper` as printed, with its standard deviation; `ours` the mean over seeds with "
-    "its 95 % interval over seeds and test units; `difference` ours minus the paper's; `inside` whether the paper's number lies in our interval, which "
+    "its 95 % interval over seeds and test units; `difference` ours minus the paper's; `inside` whether the paper's "
+    "number lies in our interval, which "
     "leaves the paper's own spread aside. Rows of protocol `paper` and of the paper's backbone come first. `differs` "
     "is what sets our row apart, `notes` what is known about the paper's number."
 )

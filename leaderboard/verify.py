@@ -1,6 +1,7 @@
 """Recompute every number of a record from its predictions and say how far that was possible."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,39 +11,33 @@ import numpy as np
 from ..benchmark import metrics
 from ..benchmark import record as records
 from ..benchmark.agreement import agreement
-from ..benchmark.annotations import Attributes, Indices, grant_by_class, granted, halves, most_labels
-from ..benchmark.budget import Budget
+from ..benchmark.annotations import Attributes, Held
 from ..benchmark.errors import CorruptFile, UserError
-from ..benchmark.record import Arrays, EpochRow, RunRecord
-from ..benchmark.search import RECIPE
-from ..benchmark.selection import CRITERIA, PSEUDO_WGA, Criterion, first_best
-from ..benchmark.spec import PAPER, SplitName, derive_seed
-from ..benchmark.tuning import cost_of, score_of
-from ..benchmark.tuning import first_best as best_draw
+from ..benchmark.record import Arrays, RunRecord
+from ..benchmark.spec import PAPER, PROTOCOL, SplitName
+from .verify_dataset import TOTALS, Look, check, look_up, looking_once
+from .verify_selection import ledger, selection, tuning
 
 LEVELS = {
     "failed": "a failed run: nothing to recompute",
+    "counts": "published: metrics recomputed from the group counts; the licence keeps predictions and labels",
     "metrics": "metrics recomputed from the group counts; the licence keeps the labels out of the record",
+    "answers": "published: group counts recomputed from answers and labels but for train, metrics from the counts",
     "predictions": "group counts recomputed from predictions and labels, metrics from the counts",
 }
-SEARCHED = (
-    *("protocol", "dataset", "fingerprint", "backbone", "weights", "backbone_code", "recipe"),
-    *("method", "source", "policy", "extra", "budget", "criterion", "code"),
-)
-"""Fields that all candidates of a search share with the runs that follow from it."""
-SETTINGS = ("config", "source_config", "tuned")
-"""Fields that those runs take over from the chosen one."""
-TOTALS = {"train": "n_train", "val": "m_val", "test": "m_test"}
-"""Field of a group's row that counts the images of a split."""
+
+PLACE = re.compile(r"(?P<cell>.+)-s(?P<seed>\d+)-(?P<run>[0-9a-f]{12})")
+"""Name of a record's file: method and budget, seed, beginning of the run's hash."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one record: the level reached, and the fields that differ."""
+    """What came of one record: the level reached, the fields that differ, and what else a reader should know."""
 
     path: Path
     level: str
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -50,52 +45,64 @@ class Verdict:
         return not self.problems
 
 
-def verify(path: Path) -> Verdict:
-    """Check one record file; never raises for a bad record, its problems name the fields."""
+def verify(path: Path, look: Look = look_up) -> Verdict:
+    """Check one record file; never raises for a bad record, its problems name the fields.
+
+    `look` finds its dataset, so that many records need not do that anew.
+    """
     try:
         record = records.read(path)
         if record.status == "failed":
-            return Verdict(path, "failed", tuple(_identity(record)))
-        arrays = records.read_predictions(path, record)
-        has_labels = record.predictions is not None and record.predictions.has_labels
-        problems = [*_groups(record), *_arrays(record, arrays)]
+            return Verdict(path, "failed", tuple(_identity(record, path)), tuple(_notes(record)))
+        arrays = {} if _kept(record) == "nothing" else records.read_predictions(path, record)
+        problems, of_dataset = [*_groups(record), *_arrays(record, arrays), *_stray(record, path)], ""
         if not problems:
-            problems += [*_predictions(record, arrays), *(_labels(record, arrays) if has_labels else ())]
-            problems += [*_metrics(record), *(_agreement(record, arrays) if has_labels else ())]
-            problems += [*_selection(record, arrays), *_ledger(record), *_tuning(record, path)]
-        problems += _identity(record)
+            problems += [*_predictions(record, arrays), *_labels(record, arrays)]
+            problems += [*_metrics(record), *_agreement(record, arrays)]
+            problems += [*selection(record, arrays), *ledger(record), *tuning(record, path)]
+            differing, of_dataset = check(record, arrays, look(record.dataset))
+            problems += differing
+        problems += _identity(record, path)
     except (CorruptFile, UserError) as error:
         return Verdict(path, "none", (str(error),))
     except (ArithmeticError, KeyError, ValueError, IndexError, TypeError) as error:
         return Verdict(path, "none", (f"{path.name}: inconsistent: {type(error).__name__}: {error}",))
-    return Verdict(path, "predictions" if has_labels else "metrics", tuple(problems))
+    return Verdict(path, _level(record), tuple(dict.fromkeys(problems)), tuple(_notes(record, of_dataset)))
 
 
-def _identity(record: RunRecord) -> Iterator[str]:
-    if record.identity_hash() != record.run:
-        yield f"run: the identity fields give {record.identity_hash()[:12]}, the record says {record.run[:12]}"
+def _level(record: RunRecord) -> str:
+    """How far the numbers of a finished record are recomputed."""
+    whole = "predictions" if _labelled(record) else "metrics"
+    return {"nothing": "counts", "answers": "answers"}.get(_kept(record), whole)
 
 
-def _ledger(record: RunRecord) -> Iterator[str]:
-    """No more labels than the budget grants."""
-    if record.labels is None:
-        yield "labels: missing"
+def _notes(record: RunRecord, of_dataset: str = "") -> Iterator[str]:
+    """What is no difference."""
+    if record.protocol not in (PROTOCOL, PAPER):
+        yield f"of protocol {record.protocol}, today's is {PROTOCOL}: they stand in tables of their own"
+    if of_dataset:
+        yield of_dataset
+
+
+def _identity(record: RunRecord, path: Path) -> Iterator[str]:
+    """The run's hash is that of its fields; of an edited one, the file's place may tell which field it is."""
+    if record.identity_hash() == record.run:
         return
-    counts, budget = record.counts(), Budget.parse(record.budget)
-    k = len(budget.attributes) or len(record.attributes)
-    train, val = (_by_class(record, counts[name]) for name in ("n_train", "m_val"))
-    for name, limit in most_labels(budget, k, train, val).items():
-        if getattr(record.labels, name) > limit:
-            yield f"labels.{name}: {getattr(record.labels, name)} is more than the {limit} that budget {budget} grants"
-    used = record.labels
-    images = {"n_env": int(train.sum() + val.sum()), "n_y_extra": int(val.sum())}
-    images["n_rendered"] = len(record.attributes) * int(train.sum())
-    for name, limit in images.items():
-        if getattr(used, name) > limit:
-            yield f"labels.{name}: {getattr(used, name)} is more than the {limit} images that there are"
-    low = used.n_train_a + max(used.n_val_a_fit, used.n_val_a_select)
-    if not low <= used.total_a <= used.n_train_a + used.n_val_a_fit + used.n_val_a_select:
-        yield f"labels.total_a: {used.total_a} does not agree with the columns it sums"
+    yield f"run: the identity fields give {record.identity_hash()[:12]}, the record says {record.run[:12]}"
+    place, slug = PLACE.fullmatch(path.stem), records.slug
+    if place is None or place["run"] != record.run[:12]:  # the file was renamed: its name tells nothing
+        return
+    backbone, dataset, *_ = (folder.name for folder in path.absolute().parents)
+    agrees = {
+        "dataset": dataset == slug(record.dataset),
+        "backbone": backbone == slug(record.backbone),
+        "method": place["cell"].startswith(f"{slug(record.label)}-"),
+        "budget": place["cell"].endswith(f"-{slug(record.budget)}"),
+        "seed": place["seed"] == str(record.seed),
+    }
+    for field in agrees:
+        if not agrees[field]:
+            yield f"{field}: the record says {getattr(record, field)}, its place is {dataset}/{backbone}/{path.name}"
 
 
 def _groups(record: RunRecord) -> Iterator[str]:
@@ -107,38 +114,75 @@ def _groups(record: RunRecord) -> Iterator[str]:
 
 def _predicted(record: RunRecord) -> tuple[SplitName, ...]:
     """Splits whose predictions lie beside the record: those of train only where its labels may lie there too."""
-    with_train = record.train_metrics and record.predictions and record.predictions.has_labels
+    if _kept(record) == "nothing":
+        return ()
+    with_train = record.train_metrics and _kept(record) == "all" and _labelled(record)
     return ("train", "val", "test") if with_train else ("val", "test")
 
 
+def _kept(record: RunRecord) -> str:
+    return record.predictions.kept if record.predictions else "nothing"
+
+
+def _labelled(record: RunRecord) -> bool:
+    return record.predictions is not None and record.predictions.has_labels
+
+
 def _arrays(record: RunRecord, arrays: Arrays) -> Iterator[str]:
-    """Every array is there and has the length of its split."""
-    counts = record.counts()
-    has_labels = record.predictions is not None and record.predictions.has_labels
+    """Every array is there and has the length of its split; of a published record no other is."""
+    counts, published = record.counts(), _kept(record) == "answers"
+    known = {f"{name}_source" for name in _with_source(record)}
     for name in _predicted(record):
         n, total = np.size(arrays.get(f"{name}_prediction", ())), counts[TOTALS[name]].sum()
-        if not has_labels and n != total:
+        if not _labelled(record) and n != total:
             yield f"groups: their {TOTALS[name]} sum to {total}, there are {n} predictions"
-        wanted: dict[str, tuple[int, ...]] = {"prediction": (n,), "index": (n,)}
-        wanted |= {"y": (n,), "a": (n, len(record.attributes))} if has_labels else {}
-        if name != "train":
-            wanted |= {"logits": (n, record.shape[0]), **({"unit": (n,)} if has_labels else {})}
+        wanted = {f"{name}_{part}": shape for part, shape in _wanted(record, name, n).items()}
+        known |= wanted.keys()
         for part, shape in wanted.items():
-            array = arrays.get(f"{name}_{part}")
+            array = arrays.get(part)
             if array is None:
-                yield f"predictions: {name}_{part} is missing"
-            elif array.shape != shape or array.dtype.kind not in ("f" if part == "logits" else "i"):
-                yield f"predictions: {name}_{part} has shape {array.shape} and type {array.dtype}"
-    for name in record.agreement if has_labels else ():
+                yield f"predictions: {part} is missing"
+            elif array.shape != shape or array.dtype.kind not in ("f" if part.endswith("logits") else "i"):
+                yield f"predictions: {part} has shape {array.shape} and type {array.dtype}"
+            elif part.endswith("index") and not np.array_equal(np.sort(array), np.arange(n)):
+                yield f"predictions: {part} does not name each of {n} images once"
+    for name in _with_source(record):
         n, found = counts[TOTALS[name]].sum(), arrays.get(f"{name}_source", np.empty(()))
         if found.ndim != 2 or len(found) != n or found.dtype.kind != "i" or (found.size and found.min() < 0):
             yield f"predictions: {name}_source is not one row of group values for each of {n} images"
+    for part in sorted(arrays.keys() - known) if published else ():
+        yield f"predictions: {part} is not kept in a published record"
+
+
+def _wanted(record: RunRecord, name: SplitName, n: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays that a split of n images must have."""
+    published = _kept(record) == "answers"
+    wanted: dict[str, tuple[int, ...]] = {"prediction": (n,), "index": (n,)}
+    if _labelled(record):
+        wanted |= {"y": (n,), "a": (n, len(record.attributes))}
+        with_unit = name == "test" if published else name != "train"
+        wanted |= {"unit": (n,)} if with_unit else {}
+    if name != "train" and not published:
+        wanted |= {"logits": (n, record.shape[0])}
+    return wanted
+
+
+def _with_source(record: RunRecord) -> list[Held]:
+    """Splits on which the groups of the source lie beside the record."""
+    return [name for name in record.agreement if _labelled(record) and (name == "val" or _kept(record) == "all")]
+
+
+def _stray(record: RunRecord, path: Path) -> Iterator[str]:
+    """Where nothing is kept, nothing lies there."""
+    if _kept(record) == "nothing" and records.predictions_path(path).exists():
+        yield "predictions.kept: nothing, but there is a file of predictions"
 
 
 def _metrics(record: RunRecord) -> Iterator[str]:
     """Metrics and interval from the group counts."""
     counts = record.counts()
-    fields = {"metrics": "test", "val_metrics": "val"} | ({"train_metrics": "train"} if record.train_metrics else {})
+    fields: dict[str, SplitName] = {"metrics": "test", "val_metrics": "val"}
+    fields |= {"train_metrics": "train"} if record.train_metrics else {}
     for field, name in fields.items():
         correct, total = counts[f"correct_{name}"], counts[TOTALS[name]]
         expected = metrics.evaluate(correct, total, counts["n_train"], record.shape, record.spec_attributes())
@@ -159,8 +203,8 @@ def _differences(field: str, found: metrics.Values, expected: metrics.Values) ->
 
 
 def _predictions(record: RunRecord, arrays: Arrays) -> Iterator[str]:
-    """Predictions are the argmax of finite logits."""
-    for name in ("val", "test"):
+    """Predictions are the argmax of finite logits, where these are kept."""
+    for name in ("val", "test") if _kept(record) == "all" else ():
         logits = arrays[f"{name}_logits"]
         if not np.isfinite(logits).all():
             yield f"predictions: {name}_logits holds values that are not finite"
@@ -171,7 +215,7 @@ def _predictions(record: RunRecord, arrays: Arrays) -> Iterator[str]:
 def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
     """Labels by their hash, group counts from predictions and labels."""
     counts = record.counts()
-    for name in _predicted(record):
+    for name in _predicted(record) if _labelled(record) else ():
         y, a = arrays[f"{name}_y"].astype(np.int64), arrays[f"{name}_a"].astype(np.int64)
         if record.predictions is None or records.labels_hash(y, a) != record.predictions.labels_sha256.get(name):
             yield f"predictions.labels_sha256.{name}: the labels are not those the record was written with"
@@ -185,168 +229,16 @@ def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
 
 def _agreement(record: RunRecord, arrays: Arrays) -> Iterator[str]:
     """Agreement of the source's groups with the true ones."""
-    if set(record.agreement) != {name.removesuffix("_source") for name in arrays if name.endswith("_source")}:
-        yield f"agreement: {sorted(record.agreement)} are not the splits whose source groups are stored"
+    splits = _with_source(record)
+    if _labelled(record) and set(splits) != {
+        name.removesuffix("_source") for name in arrays if name.endswith("_source")
+    }:
+        yield f"agreement: {sorted(splits)} are not the splits whose source groups are stored"
         return
-    for name, said in record.agreement.items():
+    for name, said in ((name, record.agreement[name]) for name in splits):
         y, a = arrays[f"{name}_y"].astype(np.int64), arrays[f"{name}_a"].astype(np.int64)
-        yield from _differences(f"agreement.{name}", said, agreement(_found(arrays, name), a, y, record.shape))
-
-
-def _found(arrays: Arrays, name: str) -> Attributes:
-    """What the group source answered for a split."""
-    return Attributes.of(arrays[f"{name}_source"].astype(np.int64))
-
-
-def _selection(record: RunRecord, arrays: Arrays) -> Iterator[str]:
-    """The rung's rule was used, and an epoch chosen by it is the first best of the training it was chosen in."""
-    chosen, budget = record.selection, Budget.parse(record.budget)
-    rule = record.criterion or budget.grant.criterion
-    by_source = bool(record.source) and record.criterion == PSEUDO_WGA
-    if record.criterion and record.protocol != PAPER and not by_source:
-        yield f"criterion: {record.criterion}, protocol {record.protocol} selects by the budget's rule"
-    if chosen is None or chosen.criterion != rule:
-        found = chosen and chosen.criterion
-        yield f"selection.criterion: {found} is not {rule}, the rule of budget {budget}"
-        return
-    if chosen.step is None:
-        return
-    field, epochs = ("search", record.search) if record.search else ("history", record.history)
-    if not 1 <= chosen.step <= len(epochs):
-        yield f"selection.step: {chosen.step} is not among the {len(epochs)} epochs of {field}"
-        return
-    if record.search and len(record.history) != chosen.step:
-        yield f"history: {len(record.history)} epochs, the model was to be fitted for {chosen.step}"
-        return
-    if record.history[chosen.step - 1].correct_val != record.counts()["correct_val"].tolist():
-        yield f"history.{chosen.step - 1}.correct_val: not the counts of the selected model"
-    yield from _seen(record, epochs, field, arrays)
-    seen = np.array(chosen.seen)
-    counts = [np.array(epoch.correct_seen) for epoch in epochs]
-    if any(len(correct) != len(seen) or (correct > seen).any() for correct in counts):
-        yield f"{field}: correct_seen does not fit selection.seen"
-        return
-    scores = [CRITERIA[chosen.criterion].score(correct, seen) for correct in counts]
-    best = first_best(scores)
-    if best + 1 != chosen.step:
-        yield f"selection.step: the record says {chosen.step}, {chosen.criterion} chooses {best + 1} from {field}"
-    value, *ties = scores[chosen.step - 1]
-    if chosen.value is None or not math.isclose(value, chosen.value, abs_tol=1e-9):
-        yield f"selection.value: the record says {chosen.value}, {field} gives {value}"
-    if len(ties) != len(chosen.ties) or not np.allclose(ties, chosen.ties, rtol=0, atol=1e-9):
-        yield f"selection.ties: the record says {chosen.ties}, {field} gives {ties}"
-
-
-def _seen(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays) -> Iterator[str]:
-    """Selection looked at the images that the budget lets it see (at half of them where the others were fitted on).
-
-    Which ones these are follows from the class labels; without them only their number is bounded.
-    """
-    chosen, budget, counts = record.selection, Budget.parse(record.budget), record.counts()
-    if chosen is None:
-        return
-    criterion = CRITERIA[chosen.criterion]
-    if criterion.of_source:
-        yield from _seen_by_source(record, epochs, field, arrays)
-        return
-    total = _pooled(record, counts["m_val"], budget, criterion)
-    seen = np.array(chosen.seen)
-    if len(seen) != len(total) or (seen > total).any():
-        yield f"selection.seen: {chosen.seen} is not part of the {total.tolist()} validation images"
-    elif not record.search and (not criterion.needs_groups or budget.grant.val == 1):
-        if (seen != total).any():
-            yield f"selection.seen: {chosen.seen}, there are {total.tolist()} validation images"
-        for i, epoch in enumerate(epochs):
-            if epoch.correct_seen != _pooled(record, np.array(epoch.correct_val), budget, criterion).tolist():
-                yield f"{field}.{i}.correct_seen: does not agree with correct_val"
-    elif "val_y" in arrays and chosen.step:
-        y, a = arrays["val_y"].astype(np.int64), arrays["val_a"].astype(np.int64)
-        rows = _selected_by(record, y, budget)
-        group = metrics.group_index(y, a, record.shape)[rows]
-        correct, m = metrics.group_counts((arrays["val_prediction"] == y)[rows], group, len(record.groups))
-        checks = [("selection.seen", chosen.seen, m)]
-        if not record.search:  # the predictions are those of the model that it chose
-            checks += [(f"{field}.{chosen.step - 1}.correct_seen", epochs[chosen.step - 1].correct_seen, correct)]
-        for name, said, expected in checks:
-            if said != _pooled(record, expected, budget, criterion).tolist():
-                yield f"{name}: {said}, the granted images give {_pooled(record, expected, budget, criterion).tolist()}"
-    else:
-        most = int(grant_by_class(_by_class(record, counts["m_val"]), budget.grant.val).sum())
-        if not 0 < seen.sum() <= most - bool(record.search):
-            yield f"selection.seen: {seen.sum()} images, budget {budget} grants {most} to fit on and to select by"
-
-
-def _seen_by_source(record: RunRecord, epochs: list[EpochRow], field: str, arrays: Arrays) -> Iterator[str]:
-    """Selection looked at the groups of the source, on all of validation where no image of it was fitted on."""
-    chosen = record.selection
-    if chosen is None or chosen.step is None or "val_source" not in arrays or "val_y" not in arrays:
-        return
-    y = arrays["val_y"].astype(np.int64)
-    rows = np.arange(len(y)) if not record.search else _selected_by(record, y, Budget.parse(record.budget))
-    groups = _found(arrays, "val").at(rows).groups(y[rows], record.shape[0])
-    correct, total = metrics.group_counts((arrays["val_prediction"] == y)[rows], groups.index, groups.num)
-    # How groups are numbered depends on how many values the source knows; an empty one changes nothing.
-    if sorted(filter(None, chosen.seen)) != sorted(filter(None, total.tolist())):
-        yield f"selection.seen: {chosen.seen}, the source's groups have {total.tolist()} images"
-    elif not record.search:  # the predictions are those of the model that it chose
-        said = sorted(zip(chosen.seen, epochs[chosen.step - 1].correct_seen, strict=True), reverse=True)
-        made = sorted(zip(total.tolist(), correct.tolist(), strict=True), reverse=True)
-        if [pair for pair in said if pair[0]] != [pair for pair in made if pair[0]]:
-            yield f"{field}.{chosen.step - 1}.correct_seen: does not agree with the predictions"
-
-
-def _selected_by(record: RunRecord, y: Indices, budget: Budget) -> Indices:
-    """Granted validation images that an epoch was chosen by: all, or the half that the search held out."""
-    rows = granted(y, budget.grant.val, record.dataset, record.seed, "val")
-    if not record.search:
-        return rows
-    stream = record.dataset, record.backbone, record.weights, record.seed
-    return halves(rows, y[rows], np.random.default_rng(derive_seed(*stream, "halves")))[1]
-
-
-def _tuning(record: RunRecord, path: Path) -> Iterator[str]:
-    """The settings are those of the draw with the best selection value, as the candidates' own records say."""
-    if (record.tuned and not record.draw) or not record.tuned.keys() <= RECIPE.keys():
-        yield f"tuned: {record.tuned}, draw {record.draw} of a search can have none of it"
-    if not record.tuning:
-        return
-    scores = record.tuning.scores
-    best, made = best_draw(scores), []
-    if record.draw != best:
-        yield f"draw: the record says {record.draw}, {scores} choose draw {best}"
-    for draw, run in enumerate(record.candidates):
-        place = records.find_run(path, run)
-        if place is None:
-            yield f"candidates.{draw}: the record of run {run[:12]}, which could show what it scored, is not there"
-            continue
-        candidate = records.read(place)
-        made.append(candidate)
-        said = score_of(candidate)
-        if (candidate.identity_hash(), candidate.draw, said) != (run, draw, scores[draw]):
-            yield f"tuning.scores.{draw}: the record says {scores[draw]}, its candidate draw {candidate.draw}: {said}"
-        for field in (*SEARCHED, *(SETTINGS if draw == record.draw else ())):
-            if getattr(candidate, field) != getattr(record, field):
-                yield f"{field}: the record says {getattr(record, field)}, draw {draw}: {getattr(candidate, field)}"
-    if len({candidate.seed for candidate in made}) > 1:
-        yield f"candidates: of several seeds, {sorted({candidate.seed for candidate in made})}"
-    if len(made) == len(scores):
-        spent, said_spent = cost_of(made).model_dump(), record.tuning.cost.model_dump()
-        for name in spent:
-            if not math.isclose(spent[name], said_spent[name], rel_tol=1e-9):
-                yield f"tuning.cost.{name}: the record says {said_spent[name]}, its candidates {spent[name]}"
-
-
-def _by_class(record: RunRecord, counts: metrics.Counts) -> metrics.Counts:
-    by_class: metrics.Counts = counts.reshape(record.shape[0], -1).sum(axis=1)
-    return by_class
-
-
-def _pooled(record: RunRecord, counts: metrics.Counts, budget: Budget, criterion: Criterion) -> metrics.Counts:
-    """Counts of the cells that a criterion sees: those of the granted attributes, or the classes."""
-    seen = [criterion.needs_groups and budget.grants(attribute.name) for attribute in record.attributes]
-    hidden = tuple(1 + j for j, kept in enumerate(seen) if not kept)
-    pooled: metrics.Counts = counts.reshape(record.shape).sum(axis=hidden).ravel()
-    return pooled
+        found = Attributes.of(arrays[f"{name}_source"].astype(np.int64))
+        yield from _differences(f"agreement.{name}", said, agreement(found, a, y, record.shape))
 
 
 def verify_all(target: Path) -> list[Verdict]:
@@ -355,7 +247,8 @@ def verify_all(target: Path) -> list[Verdict]:
         return [verify(target)]
     if not target.is_dir():
         raise UserError(f"{target}: there is no such file or folder")
-    return [verify(path) for path in records.find(target)]
+    look = looking_once()
+    return [verify(path, look) for path in records.find(target)]
 
 
 def orphans(target: Path) -> list[Path]:

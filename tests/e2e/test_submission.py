@@ -14,25 +14,9 @@ from worstgroup import scaffold
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.home import TEMPORARY
 from worstgroup.benchmark.record import find, read
-from worstgroup.benchmark.registry import BACKBONES, DATASETS, METHODS
 from worstgroup.contract import CHECKS
 
 PACKAGE = Path(__file__).parents[1] / "package"
-
-
-@pytest.fixture
-def fresh(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """The program in an empty folder; what a call's plugins register is forgotten after it, as when a process ends."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def run(*arguments: object) -> Result:
-        with monkeypatch.context() as patch:
-            for registry in (METHODS, DATASETS, BACKBONES):
-                patch.setattr(registry, "_entries", {name: registry[name] for name in registry})
-            return call(*arguments)
-
-    return run
 
 
 def states(done: Result) -> dict[str, str]:

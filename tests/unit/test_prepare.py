@@ -10,7 +10,7 @@ from worstgroup.benchmark import store
 from worstgroup.benchmark.errors import CorruptFile, MissingData, UserError
 from worstgroup.benchmark.planning import find_card, make_dataset
 from worstgroup.benchmark.pools import IMAGES, Report, pool_path
-from worstgroup.benchmark.prepare import prepare
+from worstgroup.benchmark.prepare import asked_for, find_store, prepare
 from worstgroup.benchmark.registry import DATASETS
 from worstgroup.benchmark.spec import Card
 from worstgroup.benchmark.store import open_store
@@ -132,3 +132,40 @@ def test_sources_are_safe_and_land_where_they_are_looked_for(card: Card) -> None
     assert card.by_hand or all(source.urls for source in card.sources)
     assert not (card.fetch_unasked and card.by_hand)
     assert not card.fetch_unasked or all(source.md5 and 0 < source.size < 2**25 for source in card.sources)
+
+
+# ---------------------------------------------------------------------------------------------- by the name in a record
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("digits2", ("digits2", {})),
+        ("cmnist:bin99", ("cmnist:bin99", {})),
+        ("waterbirds:place[112px,custom]", ("waterbirds:place", {"size": "112"})),
+        ("celeba:Blond_Hair/Male[square,64px]", ("celeba:Blond_Hair/Male", {"transform": "square", "size": "64"})),
+    ],
+)
+def test_what_was_asked_for(name: str, asked: tuple[str, dict[str, str]]) -> None:
+    assert asked_for(name) == asked
+
+
+def test_a_built_in_store_is_found_and_built(home: Path) -> None:
+    found = find_store("tiny")
+    assert found is not None
+    assert found.fingerprint == prepare("tiny").fingerprint
+    assert (home / "data" / "store").is_dir()
+
+
+def test_a_store_is_found_where_it_was_prepared(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = fetches(monkeypatch)
+    assert find_store("cmnist:bin99") is None
+    assert find_store("waterbirds[48px,custom]") is None
+    write_release(home / "data" / "waterbirds")
+    assert find_store("waterbirds[48px,custom]") is None  # nothing is decoded for a look
+    made = prepare("waterbirds", settings={"size": "48"})
+    found = find_store("waterbirds[48px,custom]")
+    assert found is not None
+    assert (found.fingerprint, found.card.name) == (made.fingerprint, "waterbirds[48px,custom]")
+    assert find_store("waterbirds[48px]") is None  # these are not the official files
+    assert seen == []

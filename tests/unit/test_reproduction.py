@@ -13,7 +13,7 @@ import pytest
 from helpers import edit, put
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.planning import find_card
-from worstgroup.benchmark.record import find
+from worstgroup.benchmark.record import find, read
 from worstgroup.benchmark.spec import Recipe
 from worstgroup.leaderboard.aggregate import build, collect
 from worstgroup.leaderboard.papers import Reported
@@ -335,6 +335,7 @@ def tables(runs: Path) -> list[Table]:
     """Finished runs, as if of Waterbirds in small pictures of one's own."""
     for path in find(runs):
         edit(path, put("dataset", "waterbirds[112px,custom]"))
+        edit(path, put("run", read(path).identity_hash()))
     return build(collect(find(runs)))
 
 

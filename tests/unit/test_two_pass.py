@@ -20,6 +20,7 @@ from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.spec import RunSpec
 from worstgroup.benchmark.task import Choice, Decision, Task
 from worstgroup.leaderboard.verify import Verdict, verify
+from worstgroup.leaderboard.verify_dataset import CHECKED
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -253,7 +254,7 @@ def test_without_labels_the_number_of_images_seen_is_bounded() -> None:
     assert plan.runs[0].spec is not None
     run_spec(plan.runs[0].spec, plan.stores["tinyvariants:secret"])
     path = record_path(runner.runs_home(), plan.runs[0].spec)
-    assert verify(path) == Verdict(path, "metrics", ())
+    assert verify(path) == Verdict(path, "metrics", (), (CHECKED,))
     edit(path, put("selection.seen", [3, 2, 0, 0, 1, 2, 1, 1]))
     assert any("10 images, budget val-20 grants 10" in problem for problem in verify(path).problems)
 

@@ -15,6 +15,7 @@ from worstgroup.benchmark.planning import Request, plan
 from worstgroup.benchmark.record import Arrays, find, predictions_path, read
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.leaderboard.verify import Verdict, orphans, verify, verify_all
+from worstgroup.leaderboard.verify_dataset import CHECKED
 
 Pick = Callable[[str], Path]
 
@@ -29,7 +30,7 @@ def assert_named(verdict: Verdict, field: str) -> None:
 
 @pytest.mark.parametrize("method", ["erm", "groupdro", "dfr"])
 def test_a_real_run_passes(pick: Pick, method: str) -> None:
-    assert verify(pick(method)) == Verdict(pick(method), "predictions", ())
+    assert verify(pick(method)) == Verdict(pick(method), "predictions", (), (CHECKED,))
 
 
 def test_all_runs_below_a_folder_are_judged(runs: Path) -> None:
@@ -43,7 +44,7 @@ def test_all_runs_below_a_folder_are_judged(runs: Path) -> None:
 def test_a_run_from_before_train_was_predicted_passes(pick: Pick, method: str) -> None:
     path = pick(method)
     without_train(path)
-    assert verify(path) == Verdict(path, "predictions", ())
+    assert verify(path) == Verdict(path, "predictions", (), (CHECKED,))
     edit(path, add("metrics.wga", 0.01))
     assert_named(verify(path), "metrics.wga")
 
@@ -54,7 +55,7 @@ def test_without_labels_the_metrics_are_verified(home: Path) -> None:
     assert made.runs[0].spec is not None
     run_spec(made.runs[0].spec, made.stores["tinyvariants:secret"])
     (path,) = find(home / "runs")
-    assert verify(path) == Verdict(path, "metrics", ())
+    assert verify(path) == Verdict(path, "metrics", (), (CHECKED,))
     edit(path, put("metrics.wga", 0.99))
     assert_named(verify(path), "metrics.wga")
     edit(path, add("groups.0.correct_train", -1))
