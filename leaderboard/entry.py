@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class Line:
         return ["/".join(part[i] for part, i in zip(names, cell, strict=True)) for cell in np.ndindex(*self.shape)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One finished run."""
 
@@ -142,6 +143,22 @@ class Entry:
     """Digest of what it answered; empty where the licence keeps labels out of the record."""
     layout: str = ""
     """Digest of the test set's groups and units."""
+
+    @classmethod
+    def from_json(cls, path: str, line: Line, text: str) -> "Entry":
+        """The entry that `to_json` wrote; many of them share their words."""
+        facts = json.loads(text, object_pairs_hook=_shared)
+        return cls(path=path, line=line, **facts | {"wilson": tuple(facts["wilson"])})
+
+    def to_json(self) -> str:
+        """All but its path and line."""
+        names = (field.name for field in dataclasses.fields(self) if field.name not in ("path", "line"))
+        return json.dumps({name: getattr(self, name) for name in names})
+
+
+def _shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary whose words are kept once."""
+    return {sys.intern(key): sys.intern(value) if isinstance(value, str) else value for key, value in pairs}
 
 
 @dataclass(frozen=True, eq=False)

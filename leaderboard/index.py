@@ -83,19 +83,19 @@ class Index:
 
     def _collect(self, paths: list[Path]) -> Collected:
         stamps = {str(path): _stamp(path) for path in paths}
-        known = {path: found for path, found in self._known(stamps) if found.stamp == stamps[path]}
-        collected, fresh = Collected([], self), {}
-        for path, read in _read_all([Path(path) for path in stamps if path not in known]):
+        found = dict(self._known(stamps))
+        problems = []
+        for path, read in _read_all([path for path in stamps if path not in found]):
             if isinstance(read, str):
-                collected.problems.append(read)
+                problems.append(read)
                 continue
-            fresh[path] = read.entry if read else None
-            self._keep(path, stamps[path], read)
+            for table, values in read.rows(path, stamps[path]):
+                self._put(table, *values)
         self._base.commit()
-        for path in stamps:
-            entry = known[path].entry(self._line) if path in known else fresh.get(path)
-            collected.entries += [entry] if entry else []
-        return collected
+        if len(found) < len(stamps):
+            found = dict(self._known(stamps))
+        entries = (found.get(path) for path in stamps)
+        return Collected([entry for entry in entries if entry], self, problems)
 
     def history(self, entry: Entry) -> list[list[int]]:
         """Validation images that a run got right, by epoch and group."""
@@ -123,12 +123,14 @@ class Index:
                 self._put("kept", name, text)
         return json.loads(text)
 
-    def _known(self, stamps: dict[str, str]) -> "Iterator[tuple[str, _Row]]":
-        self._base.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (path TEXT PRIMARY KEY)")
+    def _known(self, stamps: dict[str, str]) -> Iterator[tuple[str, Entry | None]]:
+        """Files that are as they were when they were read, and their entries; None for what no table shows."""
+        self._base.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (path TEXT PRIMARY KEY, stamp TEXT)")
         self._base.execute("DELETE FROM wanted")
-        self._base.executemany("INSERT INTO wanted VALUES (?)", ((path,) for path in stamps))
-        found = self._base.execute("SELECT path, stamp, line, facts FROM records JOIN wanted USING (path)")
-        return ((path, _Row(path, stamp, line, facts)) for path, stamp, line, facts in found)
+        self._base.executemany("INSERT INTO wanted VALUES (?, ?)", stamps.items())
+        query = "SELECT path, line, facts FROM records JOIN wanted USING (path, stamp)"
+        for path, line, facts in self._base.execute(query):
+            yield path, Entry.from_json(path, self._line(line), facts) if line else None
 
     def _line(self, name: str) -> Line:
         if name not in self._lines:
@@ -136,40 +138,47 @@ class Index:
             self._lines[name] = Line.from_json(text)
         return self._lines[name]
 
-    def _keep(self, path: str, stamp: str, read: Read | None) -> None:
-        if read is None:
-            self._put("records", path, stamp, "", "")
-            return
-        line = read.entry.line.to_json()
-        name = _digest(line)
-        facts = {key: value for key, value in vars(read.entry).items() if key not in ("path", "line")}
-        self._put("lines", name, line)
-        self._put("records", path, stamp, name, json.dumps(facts))
-        self._put("histories", read.entry.digest, json.dumps(read.history))
-        if read.correct is not None and read.layout is not None:
-            self._put("answers", read.entry.answers, len(read.correct), np.packbits(read.correct).tobytes())
-            units = read.layout.unit.tobytes(), read.layout.group.tobytes()
-            self._put("layouts", read.entry.layout, *read.layout.shape, *units)
-
     def _put(self, table: str, *values: Any) -> None:
         places = ", ".join("?" * len(values))
         self._base.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", values)
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A row of `records`; a run that no table shows has no line."""
+class _Rows:
+    """What a record has to say, ready to be written: made where it is read, which may be another process."""
 
-    path: str
-    stamp: str
-    line: str
-    facts: str
+    line: str = ""
+    facts: str = ""
+    others: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
-    def entry(self, line: Callable[[str], Line]) -> Entry | None:
-        if not self.line:
-            return None
-        facts = json.loads(self.facts)
-        return Entry(path=self.path, line=line(self.line), **facts | {"wilson": tuple(facts["wilson"])})
+    @classmethod
+    def of(cls, read: Read) -> "_Rows":
+        entry, line = read.entry, read.entry.line.to_json()
+        name = _digest(line)
+        others: list[tuple[str, tuple[Any, ...]]] = [
+            ("lines", (name, line)),
+            ("histories", (entry.digest, json.dumps(read.history))),
+        ]
+        if read.correct is not None and read.layout is not None:
+            others.append(("answers", (entry.answers, len(read.correct), np.packbits(read.correct).tobytes())))
+            others += _layout(entry.layout, read.layout.shape, read.layout)
+        return cls(name, entry.to_json(), tuple(others))
+
+    def rows(self, path: str, stamp: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Tables and what to put there."""
+        yield from self.others
+        yield "records", (path, stamp, self.line, self.facts)
+
+
+_told: set[str] = set()
+
+
+def _layout(name: str, shape: tuple[int, int], layout: Layout) -> list[tuple[str, tuple[Any, ...]]]:
+    """A test set, told once by each process: it is the same for all records of a block."""
+    if name in _told:
+        return []
+    _told.add(name)
+    return [("layouts", (name, *shape, layout.unit.tobytes(), layout.group.tobytes()))]
 
 
 def index_file() -> Path:
@@ -222,20 +231,22 @@ def _fresh(place: Path | str) -> sqlite3.Connection:
     return base
 
 
-def _read_all(paths: list[Path]) -> Iterator[tuple[str, Read | str | None]]:
+def _read_all(paths: list[str]) -> Iterator[tuple[str, _Rows | str]]:
     """Path and what is in it, or what is wrong with it."""
     if len(paths) < MANY:
-        yield from zip(map(str, paths), map(_read, paths), strict=True)
+        _told.clear()
+        yield from zip(paths, map(_read, paths), strict=True)
         return
     with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
-        yield from zip(map(str, paths), pool.map(_read, paths, chunksize=100), strict=True)
+        yield from zip(paths, pool.map(_read, paths, chunksize=100), strict=True)
 
 
-def _read(path: Path) -> Read | str | None:
+def _read(path: str) -> _Rows | str:
     try:
-        return entries.read(path)
+        read = entries.read(Path(path))
     except CorruptFile as error:
         return str(error)
+    return _Rows.of(read) if read else _Rows()
 
 
 def _digest(text: str) -> str:
