@@ -23,6 +23,7 @@ class Format(StrEnum):
     csv = "csv"
     latex = "latex"
     json = "json"
+    html = "html"
 
 
 def board(
@@ -30,7 +31,8 @@ def board(
         Path | None, typer.Argument(help="Folder of records. Default: the runs in $WORSTGROUP_HOME.")
     ] = None,
     format_: Annotated[
-        Format, typer.Option("--format", help="table, md, csv, latex (booktabs) or json.")
+        Format,
+        typer.Option("--format", help="table, md, csv, latex (booktabs), json, or html: one page that works offline."),
     ] = Format.table,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write it there instead of printing it.")
@@ -76,13 +78,14 @@ def _beside_papers(format_: Format, tables: "list[Table]") -> str:
 
 
 def _text(format_: Format, tables: "list[Table]", splits: bool) -> str:
-    from .leaderboard import render
+    from .leaderboard import page, render
 
     made = {
         Format.md: lambda: render.to_markdown(tables, splits),
         Format.csv: lambda: render.to_csv(tables),
         Format.latex: lambda: render.to_latex(tables, splits),
         Format.json: lambda: render.to_json(tables),
+        Format.html: lambda: page.to_html(tables),
     }
     return made[format_]()
 

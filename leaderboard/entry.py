@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,15 @@ class Line:
 
     def to_json(self) -> str:
         """Canonical text: equal lines have the same."""
-        return json.dumps(vars(self), default=vars, sort_keys=True)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps(fields, default=vars, sort_keys=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(K, S_1 .. S_k)."""
         return (len(self.classes), *(len(attribute.values) for attribute in self.attributes))
 
-    @property
+    @cached_property
     def groups(self) -> list[str]:
         """Names of the groups in index order: `landbird/water`."""
         names = [self.classes, *(attribute.values for attribute in self.attributes)]

@@ -50,8 +50,9 @@ def test_wheel_holds_what_it_needs(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*.py")
     }
     suites = {f"worstgroup/{path.relative_to(ROOT)}" for path in (ROOT / "benchmark" / "suites").glob("*.toml")}
+    page = {f"worstgroup/{path.relative_to(ROOT)}" for path in (ROOT / "leaderboard" / "page").rglob("*.*")}
     roots = {f"worstgroup/{path.name}" for path in ROOT.glob("*.py")}
-    assert python | suites | roots | {"worstgroup/py.typed"} <= set(names)
+    assert python | suites | page | roots | {"worstgroup/py.typed"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any("/tests/" in name for name in names)
 
