@@ -41,6 +41,12 @@ def board(
     reproduction: Annotated[
         bool, typer.Option("--reproduction", help="The papers' numbers beside ours instead; as md or csv.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="In a checkout: fail if its committed tables are not those of its results.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="In a checkout: make its committed tables anew from its results.")
+    ] = False,
 ) -> None:
     """Print the leaderboard of all finished runs.
 
@@ -51,6 +57,9 @@ def board(
     from .leaderboard import aggregate
     from .leaderboard.index import Index
 
+    if check or update:
+        _committed(check)
+        return
     folder = path or runs_home()
     if path is not None and not path.is_dir():
         raise UserError(f"{path}: there is no such folder")
@@ -69,6 +78,23 @@ def board(
             out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", soft_wrap=True)
         return
     _write(_text(format_, tables, splits), output)
+
+
+def _committed(check: bool) -> None:
+    """Compare the tables of the checkout with its results, or make them anew."""
+    from . import scaffold
+    from .leaderboard import committed
+
+    if not scaffold.in_checkout(Path.cwd(), scaffold.PACKAGE):
+        raise UserError("--check and --update are about the tables of a checkout of worstgroup; go there first")
+    changed = (committed.differing if check else committed.update)(scaffold.PACKAGE)
+    for file in changed:
+        out.print(f"{file}: {'differs from' if check else 'made anew from'} {committed.RESULTS}", soft_wrap=True)
+    if not changed:
+        out.print(f"the tables are those of {committed.RESULTS}", highlight=False)
+    if check and changed:
+        out.print("`worstgroup board --update` makes them anew", highlight=False)
+        raise typer.Exit(1)
 
 
 def _beside_papers(format_: Format, tables: "list[Table]") -> str:

@@ -130,11 +130,21 @@ def to_markdown(tables: Iterable[Table], splits: bool = False) -> str:
     """One Markdown section per table, and the legend."""
     parts, tables = [], list(tables)
     for table in tables:
-        shown = columns(table, splits)
-        rows = [[markdown(column.cell(row)) for column in shown] for row in table.rows]
-        body = tabulate(rows, [column.heading for column in shown], tablefmt="github", disable_numparse=True)
-        parts += [f"## {markdown(title(table))}", markdown(subtitle(table)), body, *map(markdown, notes(table))]
+        said = [subtitle(table), *notes(table)]
+        parts += [
+            f"## {markdown(title(table))}",
+            markdown(said[0]),
+            table_text(table, splits),
+            *map(markdown, said[1:]),
+        ]
     return "\n\n".join([*parts, legend(tables, splits)]) + "\n" if parts else "No finished run yet.\n"
+
+
+def table_text(table: Table, splits: bool = False) -> str:
+    """The rows of a table as Markdown."""
+    shown = columns(table, splits)
+    rows = [[markdown(column.cell(row)) for column in shown] for row in table.rows]
+    return tabulate(rows, [column.heading for column in shown], tablefmt="github", disable_numparse=True)
 
 
 def to_latex(tables: Iterable[Table], splits: bool = False) -> str:

@@ -98,6 +98,8 @@ function cloud(points, x) { // intervals, dots and a tip; names of those that ar
   ];
 }
 
+const hostOf = (method) => method.replace(/@[a-z]+/, ""); // what a budget makes of a method is still that method
+
 function labelsPlot(rows, baseline, width) {
   const used = rows.map((row) => row.labels).filter(Boolean);
   const [least, most] = (used.length ? d3.extent(used) : [10, 10]).map(Math.log10);
@@ -112,7 +114,7 @@ function labelsPlot(rows, baseline, width) {
     return { row, method: row.method, ...spread(row.metrics.wga), x, filled: true, named };
   });
   const whole = points.filter(({ row }) => !row.budget.includes(":")); // grants of some attributes are no steps of the ladder
-  const lines = [...d3.group(whole, (each) => each.method).values()].filter((each) => each.length > 1);
+  const lines = [...d3.group(whole, (each) => hostOf(each.method)).values()].filter((each) => each.length > 1);
   const ticks = d3.sort(equal.keys()).filter((number, i, all) => !i || place(number) - place(all[i - 1]) > 46 * pixel);
   return plot({
     width, height: 400, marginLeft: 44, marginBottom: 42, x: axis("", { insetLeft: inset, insetRight: inset }),

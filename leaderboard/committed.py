@@ -1,0 +1,87 @@
+"""The leaderboard as it is committed: tables made from `leaderboard/results/`, and those of the README.
+
+What is generated lies in `leaderboard/tables/`, and in the README between `<!-- SUITE:begin -->` and
+`<!-- SUITE:end -->`, where the rows of a suite stand. Tests and CI hold both to the records.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from ..benchmark import record as records
+from ..benchmark.budget import Budget
+from ..benchmark.errors import UserError
+from ..benchmark.home import write_bytes
+from ..benchmark.planning import find_card, native_budget
+from ..benchmark.spec import MethodName, method_label
+from ..benchmark.suite import read_suite
+from . import aggregate, render, reproduction
+from .entry import Entry
+from .index import Collected
+from .table import Table
+
+RESULTS, TABLES = Path("leaderboard/results"), Path("leaderboard/tables")
+MARKED = re.compile(r"(<!-- (?P<suite>[\w/-]+):begin -->\n).*?(<!-- (?P=suite):end -->)", re.DOTALL)
+NOTICE = "<!-- Made by `worstgroup board --update` from leaderboard/results. Do not edit. -->"
+
+
+def made(checkout: Path) -> dict[Path, str]:
+    """Every generated file of a checkout and its text; raises `UserError` where a committed record is wrong."""
+    found = aggregate.collect(records.find(checkout / RESULTS))
+    if found.problems:
+        raise UserError("\n".join(found.problems))
+    tables = aggregate.build(found)
+    readme = checkout / "README.md"
+    return {
+        checkout / TABLES / "README.md": f"{NOTICE}\n\n{render.to_markdown(tables)}",
+        checkout / TABLES / "board.csv": render.to_csv(tables),
+        checkout / TABLES / "reproduction.md": f"{NOTICE}\n\n{reproduction.render(tables)}",
+        readme: MARKED.sub(lambda match: _marked(match, found), readme.read_text(encoding="utf-8")),
+    }
+
+
+def differing(checkout: Path) -> list[Path]:
+    """Generated files that are not what the committed records give."""
+    return [path for path, text in made(checkout).items() if not path.is_file() or path.read_bytes() != text.encode()]
+
+
+def update(checkout: Path) -> list[Path]:
+    """Write what differs; returns which files these are."""
+    texts = made(checkout)
+    changed = differing(checkout)
+    for path in changed:
+        write_bytes(path, texts[path].encode())
+    return changed
+
+
+def of_suite(found: Collected, suite: str) -> list[Table]:
+    """Tables of the runs that a suite asks for, ranked among themselves."""
+    asked = {
+        (
+            request.dataset,
+            request.backbone or find_card(request.dataset)[1].backbone,
+            *_cell(request.method, request.budget),
+        )
+        for request in read_suite(suite).requests()
+    }
+    return aggregate.build(dataclasses.replace(found, entries=[one for one in found.entries if _asked(one) in asked]))
+
+
+def _cell(method: str, budget: str) -> tuple[str, str]:
+    """Label and budget of a line of a suite."""
+    name = MethodName.parse(method)
+    label = method_label(name.host, name.source, name.policy, name.extra)
+    return label, str(Budget.parse(budget or native_budget(name)))
+
+
+def _asked(entry: Entry) -> tuple[str, str, str, str]:
+    line = entry.line
+    return line.dataset, line.backbone, line.label, line.budget
+
+
+def _marked(match: re.Match[str], found: Collected) -> str:
+    begin, suite, end = match[1], match["suite"], match[3]
+    parts = [
+        f"{render.table_text(table)}\n\n{render.markdown(render.subtitle(table))}" for table in of_suite(found, suite)
+    ]
+    return begin + "\n\n".join(parts) + "\n" + end
