@@ -95,7 +95,9 @@ def test_a_reproduction_searches_what_the_paper_did(name: str) -> None:
         assert searched <= TABLE_6
 
 
-@pytest.mark.parametrize("name", [name for name in suite_names() if not re.match("mini|annotation-budgets|repro/ex2l-cost", name)])
+@pytest.mark.parametrize(
+    "name", [name for name in suite_names() if not re.match("mini|annotation-budgets|repro/ex2l-cost", name)]
+)
 def test_ex2l_stands_beside_its_controls(name: str) -> None:
     """On every dataset and network the sampler alone, and maps that cannot change anything."""
     requests = list(read_suite(name).requests())
