@@ -26,7 +26,7 @@ from worstgroup.benchmark.record import find, pack, predictions_path, read, read
 from worstgroup.leaderboard import statistics
 from worstgroup.leaderboard.aggregate import build, collect
 from worstgroup.leaderboard.estimates import estimate
-from worstgroup.leaderboard.render import LEGEND, SPLITS_LEGEND, to_csv, to_markdown, to_terminal
+from worstgroup.leaderboard.render import LEGEND, SPLITS_LEGEND, to_csv, to_json, to_latex, to_markdown, to_terminal
 from worstgroup.leaderboard.statistics import Estimate
 from worstgroup.leaderboard.table import Difference, Row, Table
 from worstgroup.leaderboard.verify import verify
@@ -101,7 +101,7 @@ def answer(path: Path, right: Callable[[np.ndarray, np.ndarray], np.ndarray]) ->
 # -------------------------------------------------------------------------------------------------------- same bytes
 
 
-@pytest.mark.parametrize("render", [to_markdown, to_csv])
+@pytest.mark.parametrize("render", [to_markdown, to_csv, to_latex, to_json])
 def test_two_builds_give_the_same_bytes(runs: Path, render: Callable[[list[Table]], str]) -> None:
     assert render(tables(runs)) == render(tables(runs))
 
