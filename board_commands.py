@@ -55,7 +55,6 @@ def board(
     from .benchmark import record
     from .benchmark.home import runs_home
     from .leaderboard import aggregate
-    from .leaderboard.index import Index
 
     if check or update:
         _committed(check)
@@ -65,10 +64,8 @@ def board(
         raise UserError(f"{path}: there is no such folder")
     if output and format_ is Format.table and not reproduction:
         raise UserError(f"--output {output}: say in which --format, e.g. --format md")
-    with Index.at_home() as index:
-        found = aggregate.collect(record.find(folder), index)
-        tables = aggregate.build(found)
-    print_problems(found.problems)
+    tables, problems = aggregate.board(record.find(folder))
+    print_problems(problems)
     if reproduction:
         _write(_beside_papers(format_, tables), output)
         return

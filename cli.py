@@ -125,7 +125,8 @@ def _print_written(written: "Written") -> None:
 @app.command()
 def cache(
     prune: Annotated[
-        bool, typer.Option("--prune", help="Delete shared artifacts and leftovers; never runs or data.")
+        bool,
+        typer.Option("--prune", help="Delete shared artifacts, the board's index and leftovers; never runs or data."),
     ] = False,
 ) -> None:
     """Show what lies in $WORSTGROUP_HOME."""

@@ -256,14 +256,12 @@ def _print_board(plan: "Plan", splits: bool) -> None:
     from .benchmark.home import runs_home
     from .benchmark.record import record_path
     from .leaderboard import aggregate
-    from .leaderboard.index import Index
 
     paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
-    with Index.at_home() as index:
-        found = aggregate.collect((path for path in paths if path.exists()), index)
-        tables = aggregate.build(found, (planned.absent for planned in plan.runs if planned.absent))
-    print_problems(found.problems)
+    absent = [planned.absent for planned in plan.runs if planned.absent]
+    tables, problems = aggregate.board((path for path in paths if path.exists()), absent)
+    print_problems(problems)
     print_leaderboard(tables, splits)
-    for planned in plan.runs if not found.entries else ():
+    for planned in plan.runs if not tables else ():
         if planned.absent:
             out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)

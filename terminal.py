@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from .benchmark.errors import UserError
+from .benchmark.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from .leaderboard.table import Table
@@ -64,4 +64,4 @@ def print_tables(tables: list[Any]) -> None:
 def print_problems(problems: list[str]) -> None:
     """What was left out of a table, on the other stream."""
     for problem in problems:
-        err.print(f"left out: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"left out: {one_line(problem, 2000)}", style="red", markup=False, highlight=False, soft_wrap=True)

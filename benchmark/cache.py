@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .errors import UserError
-from .home import TEMPORARY, artifacts_home, data_home, disk_errors, home, locks_home, runs_home
+from .home import TEMPORARY, artifacts_home, data_home, disk_errors, home, index_files, locks_home, runs_home
 
 
 def contents() -> Iterator[tuple[str, int, int]]:
@@ -17,10 +17,13 @@ def contents() -> Iterator[tuple[str, int, int]]:
     for name, folder in parts.items():
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
         yield name, len(sizes), sum(sizes)
+    index = [path.stat().st_size for path in index_files() if path.is_file()]
+    yield "board index", len(index), sum(index)
 
 
 def prune_artifacts() -> int:
-    """Delete artifacts, full-state checkpoints and leftovers of killed processes; returns the bytes freed.
+    """Delete artifacts, full-state checkpoints, the board's index and leftovers of killed processes; returns the bytes
+    freed.
 
     Runs and data stay. Raises `UserError` while another process works in this home.
     """
@@ -30,7 +33,7 @@ def prune_artifacts() -> int:
                 pass
         except Timeout as error:
             raise UserError(f"another process is at work in {home()} ; prune when it is done") from error
-    doomed = [*_folders(artifacts_home()), *home().rglob(f"{TEMPORARY}*")]
+    doomed = [*_folders(artifacts_home()), *index_files(), *home().rglob(f"{TEMPORARY}*")]
     freed = 0
     with disk_errors(home()):
         for path in doomed:

@@ -8,6 +8,12 @@ class UserError(Exception):
     """Something the user gave is wrong: the message says what, which value, and what to do next."""
 
 
+def one_line(text: str, longest: int = 500) -> str:
+    """Text from a file as part of a message: printable, on one line, and no longer than a reader bears."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `UserError` with this message unless the condition holds (a NaN fails every comparison)."""
     if not condition:

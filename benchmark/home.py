@@ -38,6 +38,13 @@ def runs_home() -> Path:
     return home() / "runs"
 
 
+def index_files() -> tuple[Path, Path]:
+    """What the leaderboard has read from records, and the journal of a write to it; they may be deleted at any time,
+    but never the first alone: a new index would take the journal for its own.
+    """
+    return home() / "board.sqlite", home() / "board.sqlite-journal"
+
+
 def locks_home() -> Path:
     """Lock files; they hold nothing."""
     return home() / "locks"

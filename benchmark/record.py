@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +21,19 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from .budget import Budget
-from .errors import CorruptFile, UserError
+from .errors import CorruptFile, UserError, one_line
 from .home import write_bytes
-from .metrics import Values
 from .spec import Attribute, Block, Recipe, RunSpec, SplitName, method_label
 
 SCHEMA: Literal[1] = 1
 ENVIRONMENT = "environment.json"
 """What lies beside submitted records and is none."""
+LONGEST = 500
+"""Characters of a text that tables show; a longer one would make them unreadable."""
+MOST_ATTRIBUTES = 16
+"""Metrics look at every pattern of aligned attributes, and these double with each."""
+UNPACKED = 2**31
+"""Bytes that predictions may have in memory; those of a million images and a hundred classes are fewer."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,\[\]-]*")
 
 
@@ -37,7 +43,18 @@ def _name(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name)]
+Text = Annotated[str, Field(max_length=LONGEST)]
+Name = Annotated[Text, AfterValidator(_name)]
+
+
+def _settings(value: dict[str, Any]) -> dict[str, Any]:
+    for key, setting in value.items():
+        if max(len(key), len(str(setting))) > LONGEST:  # of a number of thousands of digits Python makes no text
+            raise ValueError(f"{one_line(key, 40)}: is longer than the {LONGEST} characters that a table can show")
+    return value
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(_settings)]
 
 
 def _budget(value: str) -> str:
@@ -55,7 +72,7 @@ def _recipe(value: dict[str, Any]) -> dict[str, Any]:
     if set(value) != {field.name for field in dataclasses.fields(Recipe)}:
         raise ValueError("does not have the fields of a recipe")
     try:
-        _RECIPE.validate_python(value)
+        _RECIPE.validate_json(json.dumps(value), strict=True)  # in Python's strict mode only a `Recipe` would do
     except UserError as error:
         raise ValueError(str(error)) from error
     return value
@@ -65,6 +82,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
 MaybeHash = Annotated[str, Field(pattern=r"^([0-9a-f]{12,64})?$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Values = dict[str, Annotated[float, Field(allow_inf_nan=False)] | None]
 Count = Annotated[int, Field(ge=0, le=2**40)]
 
 
@@ -76,7 +94,7 @@ class AttributeRow(_Part):
     """A spurious attribute as the dataset's card gives it, so that a record can be read without the dataset."""
 
     name: Name
-    values: list[str]
+    values: list[Text]
     aligned: list[Count]
     train_ratio: Share | None
 
@@ -199,24 +217,24 @@ class RunRecord(_Part):
     dataset: Name
     fingerprint: Hash
     backbone: Name
-    weights: str
+    weights: Text
     backbone_code: MaybeHash = ""
     method: Name
     source: Name
     policy: Literal["", "class", "pseudo", "subset", "masked", "carried"]
-    config: dict[str, Any]
-    source_config: dict[str, Any] = {}
+    config: Settings
+    source_config: Settings = {}
     extra: Literal["", "val"] = ""
     budget: Annotated[Name, AfterValidator(_budget)]
     recipe: Annotated[dict[str, Any], AfterValidator(_recipe)]
     criterion: Name = ""
-    tuned: dict[str, Any] = {}
+    tuned: Settings = {}
     draw: Count = 0
     candidates: list[Hash] = []
     seed: int
     code: Hash
-    classes: list[str]
-    attributes: list[AttributeRow]
+    classes: list[Text]
+    attributes: Annotated[list[AttributeRow], Field(max_length=MOST_ATTRIBUTES)]
     error: str = ""
     selection: Selection | None = None
     labels: Ledger | None = None
@@ -375,16 +393,23 @@ def write(path: Path, record: RunRecord, packed: bytes | None) -> None:
 def read(path: Path) -> RunRecord:
     """Read and validate a record; raises `CorruptFile` naming the first field that is wrong."""
     try:
-        return RunRecord.model_validate_json(path.read_bytes())
+        return RunRecord.model_validate_json(_content(path), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        problem = first["msg"].removeprefix("Value error, ")
+        field = one_line(".".join(str(part) for part in first["loc"]))
+        problem = one_line(first["msg"].removeprefix("Value error, "))
         if field == "schema_version" and isinstance(first["input"], int) and first["input"] > SCHEMA:
             problem = f"written by a newer version, schema {first['input']}; update worstgroup"
         raise CorruptFile(f"{path}: {field + ': ' if field else ''}{problem}") from error
     except OSError as error:
         raise CorruptFile(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _content(path: Path) -> bytes:
+    """Bytes of a file; raises `CorruptFile` for a folder, and for a pipe or a device, which may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CorruptFile(f"{path}: cannot be read: not a file")
+    return path.read_bytes()
 
 
 def read_predictions(path: Path, record: RunRecord, part: str = "") -> Arrays:
@@ -397,15 +422,17 @@ def read_predictions(path: Path, record: RunRecord, part: str = "") -> Arrays:
     if record.predictions is not None and record.predictions.kept == "nothing":
         raise CorruptFile(f"{path}: predictions.kept: its predictions are not published, only its group counts are")
     try:
-        content = file.read_bytes()
+        content = _content(file)
     except OSError as error:
         raise CorruptFile(f"{file}: cannot be read: {error.strerror}") from error
     if record.predictions is None or hashlib.sha256(content).hexdigest() != record.predictions.sha256:
         raise CorruptFile(f"{file}: predictions.sha256: the file is not the one that the record was written with")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(part.file_size for part in archive.infolist()) > UNPACKED:
+                raise ValueError(f"it would be larger than {UNPACKED >> 30} GiB")
             arrays = {
-                name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                name.removesuffix(".npy"): _array(archive.read(name))
                 for name in archive.namelist()
                 if name.startswith(part)
             }
@@ -413,7 +440,19 @@ def read_predictions(path: Path, record: RunRecord, part: str = "") -> Arrays:
         counted = {name: np.arange(len(arrays[of])) for name, of in left_out.items() if of in arrays}
         return counted | arrays
     except Exception as error:  # zip, zlib and NumPy raise a dozen types for forged content
-        raise CorruptFile(f"{file}: cannot be read: {type(error).__name__}: {error}") from error
+        raise CorruptFile(f"{file}: cannot be read: {type(error).__name__}: {one_line(str(error))}") from error
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    """An array as `pack` wrote it; that it is as long as it says is seen before room is made for it."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of another version of the format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError("an array is not as long as it says")
+    array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    return array
 
 
 def find(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """From records to tables: one table per block (dataset, backbone, recipe), one row per method and budget."""
 
 import json
+import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,11 +12,31 @@ import numpy as np
 from ..benchmark.budget import Budget
 from .entry import AGREEMENT, HELD, MEANS, Entry
 from .estimates import Cell, Estimates, estimate
-from .index import Collected, Index
+from .index import DAMAGED, Collected, Index, delete
 from .table import CostRatio, Resolution, Row, RunResult, Table
 
 if TYPE_CHECKING:
     from ..benchmark.planning import Absent
+
+SOUND = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
+"""What SQLite says of an index that cannot be used now, but is not damaged."""
+
+
+def board(paths: Iterable[Path], absent: "Iterable[Absent]" = ()) -> tuple[list[Table], list[str]]:
+    """Tables of all finished runs among the given record files, and what is wrong with the others.
+
+    The index of the home makes it fast; where that is damaged, full or locked the records are read without it.
+    """
+    paths, absent = list(paths), list(absent)
+    try:
+        with Index.at_home() as index:
+            found = collect(paths, index)
+            return build(found, absent), found.problems
+    except DAMAGED as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in SOUND:
+            delete()
+    found = collect(paths)
+    return build(found, absent), found.problems
 
 
 def collect(paths: Iterable[Path], index: Index | None = None) -> Collected:
@@ -46,13 +67,21 @@ def _by_block(entries: Iterable[Entry]) -> dict[tuple[str, ...], list[Entry]]:
 
 
 def _foreign(block: list[Entry]) -> Iterable[tuple[Entry, str]]:
-    """Runs whose test set is not that of most others."""
-    counts = Counter(entry.line.m_test for entry in block).most_common(1)[0][0]
-    known = Counter(entry.layout for entry in block if entry.layout and entry.line.m_test == counts)
+    """Runs whose test set, or what its groups are called, is not that of most others."""
+    groups = Counter(_groups(entry) for entry in block).most_common(1)[0][0]
+    known = Counter(entry.layout for entry in block if entry.layout and _groups(entry) == groups)
     layout = known.most_common(1)[0][0] if known else ""
     for entry in block:
-        if entry.line.m_test != counts or entry.layout not in ("", layout):
-            yield entry, "groups: its test set is not that of the other runs with its dataset fingerprint"
+        if _groups(entry) != groups or entry.layout not in ("", layout):
+            yield (
+                entry,
+                "groups: its test set, or a name in it, is not that of the other runs with its dataset fingerprint",
+            )
+
+
+def _groups(entry: Entry) -> tuple[Any, ...]:
+    line = entry.line
+    return line.classes, line.attributes, line.m_test
 
 
 def build(found: Collected, absent: "Iterable[Absent]" = ()) -> list[Table]:

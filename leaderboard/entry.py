@@ -1,6 +1,7 @@
 """What the leaderboard keeps of a record: the line it belongs to, its numbers, and which test images it got right.
 
-Reading a record checks that its numbers follow from its test predictions; everything else is what `verify` is for.
+Reading a record checks that its numbers follow from its group counts, and those of the test set from its predictions;
+everything else is what `verify` is for.
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +20,18 @@ from numpy.typing import NDArray
 
 from ..benchmark import metrics
 from ..benchmark import record as records
-from ..benchmark.errors import CorruptFile
+from ..benchmark.errors import CorruptFile, one_line
 from ..benchmark.metrics import Values
 from ..benchmark.record import Arrays, RunRecord
-from ..benchmark.spec import Attribute
+from ..benchmark.spec import SPLITS, Attribute, SplitName
 
 MEANS = ("acc_adj", "acc_mean", "acc_group")
 HELD = {"wga_train": "train_metrics", "wga_val": "val_metrics"}
 """Worst-group accuracy on the splits that are not test, and the field of a record that has it."""
 AGREEMENT = ("ami", "worst_recall")
 """How a source's groups agree with the true ones."""
+SCORED = {"train": ("train_metrics", "n_train"), "val": ("val_metrics", "m_val"), "test": ("metrics", "m_test")}
+"""Fields of a record that have a split's metrics and the images of its groups."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,12 @@ class Layout:
 
     @classmethod
     def of(cls, arrays: Arrays, shape: tuple[int, ...]) -> "Layout":
-        """That of a record's predictions; `shape` is (K, S_1 .. S_k)."""
+        """That of a record's predictions; `shape` is (K, S_1 .. S_k); raises what NumPy does where they do not fit."""
+        n = len(arrays["test_y"])
+        for name, wanted in {"y": (n,), "a": (n, len(shape) - 1), "unit": (n,), "prediction": (n,)}.items():
+            array = arrays[f"test_{name}"]
+            if array.shape != wanted or array.dtype.kind not in "iu":
+                raise ValueError(f"test_{name} has shape {array.shape} and type {array.dtype}")
         group = metrics.group_index(arrays["test_y"].astype(np.int64), arrays["test_a"].astype(np.int64), shape)
         units, unit = np.unique(arrays["test_unit"], return_inverse=True)
         return cls(unit.astype(np.int64), group, (len(units), math.prod(shape)))
@@ -205,7 +214,11 @@ def read(path: Path) -> Read | None:
         return None
     if record.identity_hash() != record.run:
         raise CorruptFile(f"{path}: run: the identity fields give {record.identity_hash()[:12]}, not {record.run[:12]}")
-    _check_metrics(path, record)
+    try:
+        for problem in _problems(record):
+            raise CorruptFile(f"{path}: {problem}")
+    except (ArithmeticError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise CorruptFile(f"{path}: groups: {type(error).__name__}: {error}") from error
     entry, history = _entry(path, record), [epoch.correct_val for epoch in record.history]
     if record.predictions is None or not record.predictions.has_labels:
         return Read(entry, history)
@@ -216,7 +229,7 @@ def read(path: Path) -> Read | None:
         total = layout.table(np.ones(len(correct), dtype=bool)).sum(0)
         found = layout.table(correct).sum(0)
     except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise CorruptFile(f"{path}: predictions: {type(error).__name__}: {error}") from error
+        raise CorruptFile(f"{path}: predictions: {type(error).__name__}: {one_line(str(error))}") from error
     for name, expected in (("m_test", total), ("correct_test", found)):
         if (record.counts()[name] != expected).any():
             raise CorruptFile(f"{path}: groups.{name}: {record.counts()[name].tolist()}, not what was predicted")
@@ -225,23 +238,41 @@ def read(path: Path) -> Read | None:
     return Read(entry, history, correct, layout)
 
 
-def _check_metrics(path: Path, record: RunRecord) -> None:
-    """Metrics and the worst group's interval follow from the group counts; raises `CorruptFile`."""
+def _problems(record: RunRecord) -> Iterator[str]:
+    """Group counts that cannot be, and metrics and an interval that do not follow from them."""
     counts = record.counts()
-    if (counts["correct_test"] > counts["m_test"]).any() or not counts["m_test"].any():
-        raise CorruptFile(f"{path}: groups: more right answers than test images, or no test image")
-    test = counts["correct_test"], counts["m_test"]
-    expected = metrics.evaluate(*test, counts["n_train"], record.shape, record.spec_attributes())
-    for name, value in expected.items():
-        said = record.metrics.get(name)
-        if name not in record.metrics:
-            raise CorruptFile(f"{path}: metrics.{name}: missing")
-        if (said is None) != (value is None) or not math.isclose(said or 0, value or 0, rel_tol=1e-9, abs_tol=1e-9):
-            raise CorruptFile(f"{path}: metrics.{name}: {said}, the counts give {value}")
-    worst = metrics.worst_group(*test)
-    interval = metrics.wilson_interval(int(test[0][worst]), int(test[1][worst]))
+    for split in SPLITS:
+        field, images = SCORED[split]
+        if split == "train" and not record.train_metrics:
+            continue
+        if not counts[images].any() or (counts[f"correct_{split}"] > counts[images]).any():
+            yield f"groups.correct_{split}: more right answers than images, or no image"
+            return
+        yield from _differing(field, getattr(record, field), _expected(record, counts, split))
+    worst = metrics.worst_group(counts["correct_test"], counts["m_test"])
+    interval = metrics.wilson_interval(int(counts["correct_test"][worst]), int(counts["m_test"][worst]))
     if not np.allclose(record.ci["wga"], interval, rtol=0, atol=1e-9):
-        raise CorruptFile(f"{path}: ci.wga: {record.ci['wga']}, the counts give {interval}")
+        yield f"ci.wga: {record.ci['wga']}, the counts give {interval}"
+    for i, epoch in enumerate(record.history):
+        right = np.array(epoch.correct_val)
+        if right.shape != counts["m_val"].shape or (right > counts["m_val"]).any():
+            yield f"history.{i}.correct_val: does not fit the validation images of the groups"
+
+
+def _expected(record: RunRecord, counts: dict[str, NDArray[np.int64]], split: SplitName) -> Values:
+    """A split's metrics as its counts give them."""
+    right, images = counts[f"correct_{split}"], counts[SCORED[split][1]]
+    return metrics.evaluate(right, images, counts["n_train"], record.shape, record.spec_attributes())
+
+
+def _differing(field: str, said: Values, expected: Values) -> Iterator[str]:
+    for name in [*expected, *(said.keys() - expected.keys())]:
+        if name not in said or name not in expected:
+            yield f"{field}.{one_line(name)}: {'missing' if name in expected else 'is no metric of this dataset'}"
+            continue
+        a, b = said[name], expected[name]
+        if (a is None) != (b is None) or not math.isclose(a or 0, b or 0, rel_tol=1e-9, abs_tol=1e-9):
+            yield f"{field}.{name}: {a}, the counts give {b}"
 
 
 def _entry(path: Path, record: RunRecord) -> Entry:
@@ -262,7 +293,7 @@ def _entry(path: Path, record: RunRecord) -> Entry:
         labels=labels.total_a if labels else 0,
         rendered=labels.n_rendered if labels else 0,
         agreement={name: agreement[name] for name in AGREEMENT if name in agreement},
-        device=str(record.env.get("device", "unknown")),
+        device=one_line(str(record.env.get("device", "unknown"))),
         session=str(record.env.get("session", "")),
         marginal_s=cost.marginal.device_s if cost else None,
         scratch_s=cost.scratch.device_s if cost else None,

@@ -1,14 +1,17 @@
 """An index of records, so that a board of many thousands is made without reading them again.
 
 It lies in `$WORSTGROUP_HOME/board.sqlite` and is never the truth: whatever is missing, changed or unreadable in it is
-read from the records anew, and it may be deleted at any time.
+read from the records anew, and it may be deleted at any time. Every row carries a checksum, so that a damaged disk
+changes no number; what is found damaged raises `sqlite3.Error`.
 """
 
 import hashlib
 import json
 import multiprocessing
+import os
 import sqlite3
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,20 +26,22 @@ from numpy.typing import NDArray
 from ..benchmark import record as records
 from ..benchmark.errors import CorruptFile
 from ..benchmark.fingerprint import code_fingerprint
-from ..benchmark.home import home
+from ..benchmark.home import index_files
 from ..benchmark.machine import cores
 from . import entry as entries
 from . import statistics
 from .entry import Entry, Layout, Line, Read
 
 _TABLES = """
-CREATE TABLE lines (name TEXT PRIMARY KEY, line TEXT);
-CREATE TABLE records (path TEXT PRIMARY KEY, stamp TEXT, line TEXT, facts TEXT);
-CREATE TABLE histories (name TEXT PRIMARY KEY, correct TEXT);
-CREATE TABLE answers (name TEXT PRIMARY KEY, images INTEGER, correct BLOB);
-CREATE TABLE layouts (name TEXT PRIMARY KEY, units INTEGER, groups INTEGER, unit BLOB, "group" BLOB);
-CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE lines (name TEXT PRIMARY KEY, line TEXT, checksum INTEGER);
+CREATE TABLE records (path BLOB PRIMARY KEY, stamp TEXT, line TEXT, facts TEXT, checksum INTEGER);
+CREATE TABLE histories (name TEXT PRIMARY KEY, correct TEXT, checksum INTEGER);
+CREATE TABLE answers (name TEXT PRIMARY KEY, images INTEGER, correct BLOB, checksum INTEGER);
+CREATE TABLE layouts (name TEXT PRIMARY KEY, units INTEGER, groups INTEGER, unit BLOB, "group" BLOB, checksum INTEGER);
+CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT, checksum INTEGER);
 """
+DAMAGED = (sqlite3.Error, UnicodeDecodeError)
+"""What a damaged index raises; the second where SQLite's message holds bytes of it."""
 MANY = 2_000
 """Records from which on several processes read them."""
 
@@ -61,11 +66,11 @@ class Index:
     @contextmanager
     def at_home(cls) -> "Iterator[Index]":
         """That of `$WORSTGROUP_HOME`, saved and closed in the end."""
-        index = cls(index_file())
+        index = cls(index_files()[0])
         try:
             yield index
         finally:
-            with suppress(sqlite3.Error):
+            with suppress(*DAMAGED):
                 index._base.commit()
             index._base.close()
 
@@ -74,14 +79,6 @@ class Index:
 
         Failed runs and the draws of searches are passed over.
         """
-        paths = list(paths)
-        try:
-            return self._collect(paths)
-        except sqlite3.Error:  # damaged, the disk full, or another process writes for long: it is only a cache
-            self._base = _fresh(":memory:")
-            return self._collect(paths)
-
-    def _collect(self, paths: list[Path]) -> Collected:
         stamps = {str(path): _stamp(path) for path in paths}
         found = dict(self._known(stamps))
         problems = []
@@ -99,48 +96,55 @@ class Index:
 
     def history(self, entry: Entry) -> list[list[int]]:
         """Validation images that a run got right, by epoch and group."""
-        query = "SELECT correct FROM histories WHERE name = ?"
-        history: list[list[int]] = json.loads(self._base.execute(query, (entry.digest,)).fetchone()[0])
+        (text,) = self._get("histories", entry.digest)
+        history: list[list[int]] = json.loads(text)
         return history
 
     def answers(self, entry: Entry) -> NDArray[np.bool_]:
         """The test images (M,) that a run got right; of an entry with `answers`."""
-        found = self._base.execute("SELECT images, correct FROM answers WHERE name = ?", (entry.answers,)).fetchone()
-        return np.unpackbits(np.frombuffer(found[1], dtype=np.uint8), count=found[0]).astype(bool)
+        images, correct = self._get("answers", entry.answers)
+        return np.unpackbits(np.frombuffer(correct, dtype=np.uint8), count=images).astype(bool)
 
     def layout(self, name: str) -> Layout:
         """The test set that entries name as their `layout`."""
-        query = 'SELECT units, groups, unit, "group" FROM layouts WHERE name = ?'
-        units, groups, unit, group = self._base.execute(query, (name,)).fetchone()
+        units, groups, unit, group = self._get("layouts", name)
         return Layout(np.frombuffer(unit, dtype=np.int64), np.frombuffer(group, dtype=np.int64), (units, groups))
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that JSON can hold, made once per name."""
-        found = self._base.execute("SELECT value FROM kept WHERE name = ?", (name,)).fetchone()
-        text = found[0] if found else json.dumps(make())
-        if not found:
-            with suppress(sqlite3.Error):
+        known = self._base.execute("SELECT 1 FROM kept WHERE name = ?", (name,)).fetchone()
+        (text,) = self._get("kept", name) if known else (json.dumps(make()),)
+        if not known:
+            with suppress(*DAMAGED):
                 self._put("kept", name, text)
         return json.loads(text)
 
     def _known(self, stamps: dict[str, str]) -> Iterator[tuple[str, Entry | None]]:
         """Files that are as they were when they were read, and their entries; None for what no table shows."""
-        self._base.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (path TEXT PRIMARY KEY, stamp TEXT)")
+        self._base.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (path BLOB PRIMARY KEY, stamp TEXT)")
         self._base.execute("DELETE FROM wanted")
-        self._base.executemany("INSERT INTO wanted VALUES (?, ?)", stamps.items())
-        query = "SELECT path, line, facts FROM records JOIN wanted USING (path, stamp)"
-        for path, line, facts in self._base.execute(query):
+        wanted = ((os.fsencode(path), stamp) for path, stamp in stamps.items())  # a name need not be valid UTF-8
+        self._base.executemany("INSERT INTO wanted VALUES (?, ?)", wanted)
+        self._base.commit()  # an open transaction would keep another process from writing
+        query = "SELECT path, stamp, line, facts, checksum FROM records JOIN wanted USING (path, stamp)"
+        for found in self._base.execute(query):
+            place, _, line, facts = _checked(found)
+            path = os.fsdecode(place)
             yield path, Entry.from_json(path, self._line(line), facts) if line else None
 
     def _line(self, name: str) -> Line:
         if name not in self._lines:
-            (text,) = self._base.execute("SELECT line FROM lines WHERE name = ?", (name,)).fetchone()
+            (text,) = self._get("lines", name)
             self._lines[name] = Line.from_json(text)
         return self._lines[name]
 
     def _put(self, table: str, *values: Any) -> None:
-        places = ", ".join("?" * len(values))
-        self._base.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", values)
+        places = ", ".join("?" * (len(values) + 1))
+        self._base.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", (*values, _checksum(values)))
+
+    def _get(self, table: str, name: str) -> tuple[Any, ...]:
+        """A row without its name."""
+        return _checked(self._base.execute(f"SELECT * FROM {table} WHERE name = ?", (name,)).fetchone())[1:]
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class _Rows:
     def rows(self, path: str, stamp: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Tables and what to put there."""
         yield from self.others
-        yield "records", (path, stamp, self.line, self.facts)
+        yield "records", (os.fsencode(path), stamp, self.line, self.facts)
 
 
 _told: set[str] = set()
@@ -181,9 +185,25 @@ def _layout(name: str, shape: tuple[int, int], layout: Layout) -> list[tuple[str
     return [("layouts", (name, *shape, layout.unit.tobytes(), layout.group.tobytes()))]
 
 
-def index_file() -> Path:
-    """Where the index lies."""
-    return home() / "board.sqlite"
+def _checksum(values: Iterable[Any]) -> int:
+    total = 0
+    for value in values:
+        total = zlib.crc32(value if isinstance(value, bytes) else str(value).encode(), total)
+    return total
+
+
+def _checked(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """A row without its checksum; raises `sqlite3.Error` where it is missing or damaged."""
+    if row is None or _checksum(row[:-1]) != row[-1]:
+        raise sqlite3.DataError("a row of the index is missing or damaged")
+    return row[:-1]
+
+
+def delete() -> None:
+    """Delete the index of the home, as far as the disk lets us."""
+    for file in index_files():
+        with suppress(OSError):
+            file.unlink()
 
 
 def _stamp(path: Path) -> str:
@@ -213,12 +233,11 @@ def _open(file: Path) -> sqlite3.Connection:
                 return base
             base.close()
             raise sqlite3.DatabaseError("of another version")
-        except (sqlite3.Error, OSError):
+        except (*DAMAGED, OSError):
             if attempt:
                 break
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
-            with suppress(sqlite3.Error, OSError):
+            delete()
+            with suppress(*DAMAGED, OSError):
                 _fresh(file).close()
     return _fresh(":memory:")
 
@@ -226,7 +245,7 @@ def _open(file: Path) -> sqlite3.Connection:
 def _fresh(place: Path | str) -> sqlite3.Connection:
     base = sqlite3.connect(place, timeout=30)
     base.executescript(_TABLES)
-    base.execute("INSERT INTO kept VALUES ('version', ?)", (_version(),))
+    base.execute("INSERT INTO kept VALUES ('version', ?, ?)", (_version(), _checksum(("version", _version()))))
     base.commit()
     return base
 

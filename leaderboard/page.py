@@ -36,7 +36,8 @@ HELP = {
     "budget": "Whose attribute labels were granted to fit and to select. Sorts from the poorest to the richest, best "
     "first.",
     "wga": "Worst-group accuracy over the true (class, attributes) groups of the test images, with its 95 % interval "
-    "over seeds and test units. The strip beside it spans 0 to 100 %.",
+    "over seeds and test units. The strip beside it spans 0 to 100 %. ≈ before it: intervals are from group "
+    "counts, not paired and wider, since the licence keeps the answers out of the records.",
     "best": "Paired difference in wga to the best row of the same budget, with its 95 % interval, in points.",
     "erm": "Paired difference in wga to ERM, with its 95 % interval, in points.",
     "acc_adj": "Group accuracies weighted by train counts.",

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from .table import Difference, Resolution, Row, Table
 
 MISSING = "n/a"
 KEYS = ("method", "budget")
+FORMULA = tuple("=+-@")
+"""What a spreadsheet takes a formula by."""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 
 LEGEND = (
     "`wga` worst-group accuracy over the true (y, a) groups. `acc_adj` group accuracies weighted by train counts, "
@@ -210,12 +213,24 @@ def to_csv(tables: Iterable[Table]) -> str:
             line["cost_search"] = _number(row.cost, "search")
             line["cost_same_session"] = int(row.cost.same_session) if row.cost else ""
             lines.append(line)
-    headings = list(dict.fromkeys(key for line in lines for key in line))
+    return write_csv(list(dict.fromkeys(key for line in lines for key in line)), lines)
+
+
+def write_csv(headings: Sequence[str], lines: Iterable[dict[str, object]]) -> str:
+    """Lines as CSV; what is absent is empty, and no text is run by a spreadsheet that opens it."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, headings, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer.writerow({heading: _inert(heading) for heading in headings})
+    writer.writerows({key: _inert(value) for key, value in line.items()} for line in lines)
     return buffer.getvalue()
+
+
+def _inert(value: object) -> object:
+    """A text that a spreadsheet would take for a formula begins with an apostrophe; a number stays as it is."""
+    if not isinstance(value, str):
+        return value
+    text = _plain(value)
+    return f"'{text}" if text.lstrip()[:1] in FORMULA and not _NUMBER.fullmatch(text) else text
 
 
 def to_json(tables: Iterable[Table]) -> str:
@@ -230,7 +245,7 @@ def _known(value: Any) -> Any:
         return {key: _known(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_known(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_terminal(tables: Iterable[Table], width: int, splits: bool = False) -> list[rich.table.Table]:

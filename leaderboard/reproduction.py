@@ -3,8 +3,6 @@
 Nothing here is ranked, and no number of a paper is in the tables of the leaderboard.
 """
 
-import csv
-import io
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +18,7 @@ from ..benchmark.spec import PAPER, override
 from ..benchmark.suite import read_suite, suite_names
 from .entry import HELD
 from .papers import PLAIN, Reported, reported
-from .render import MISSING, markdown, title
+from .render import MISSING, markdown, title, write_csv
 from .statistics import Estimate
 from .table import Row, Table
 
@@ -284,12 +282,7 @@ HEADINGS = (
 
 def to_csv(comparisons: Iterable[Comparison]) -> str:
     """One line per comparison, in the papers' units (percent, but for ratios); what is not known is empty."""
-    lines = [_line(pair) for pair in comparisons]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, HEADINGS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return write_csv(HEADINGS, map(_line, comparisons))
 
 
 def _line(pair: Comparison) -> dict[str, object]:

@@ -26,7 +26,7 @@ const KINDS = {
   budget: { up: true, lead: (row) => row.budget, aside: (row) => (row.tag === "carried" ? "(carried)" : "") },
   wga: {
     value: (row) => row.metrics.wga?.mean,
-    lead: (row) => percent(row.metrics.wga?.mean),
+    lead: (row) => (row.from_counts ? "≈ " : "") + percent(row.metrics.wga?.mean),
     aside: (row) => interval(row.metrics.wga, percent),
   },
   difference: {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import edit, put
 from worstgroup.benchmark.record import find
 from worstgroup.leaderboard import render
 from worstgroup.leaderboard.aggregate import build, collect
@@ -44,6 +45,17 @@ def test_the_page_holds_every_row_with_its_runs(table: Table) -> None:
     held_out = held["rows"][0]["held"]["wga_val"]
     assert held_out["low"] is None  # NaN, for which JSON has no word
     assert len({row["key"] for row in held["rows"]}) == len(table.rows)
+
+
+def test_rows_from_counts_are_marked_and_explained(runs: Path) -> None:
+    for path in sorted(runs.rglob("dfr-*.json")):
+        edit(path, put("predictions.has_labels", False))
+    html = to_html(build(collect(find(runs))))
+    (held,) = data(html)["tables"]
+    assert {row["method"]: row["from_counts"] for row in held["rows"]} == {"dfr": True, "erm": False, "groupdro": False}
+    (column,) = (column for column in held["columns"] if column["key"] == "wga")
+    assert "≈ before it: intervals are from group counts" in column["help"]
+    assert 'lead: (row) => (row.from_counts ? "≈ " : "") + percent(row.metrics.wga?.mean)' in html
 
 
 def test_no_text_ends_the_data(table: Table) -> None:
