@@ -5,6 +5,7 @@ What is generated lies in `leaderboard/tables/`, and in the README between `<!--
 """
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from ..benchmark import record as records
 from ..benchmark.budget import Budget
 from ..benchmark.errors import UserError
 from ..benchmark.home import write_bytes
-from ..benchmark.planning import find_card, native_budget
+from ..benchmark.planning import Request, find_card, native_budget
+from ..benchmark.registry import METHODS, SOURCES
 from ..benchmark.spec import MethodName, method_label
 from ..benchmark.suite import read_suite
 from . import aggregate, render, reproduction
@@ -55,28 +57,33 @@ def update(checkout: Path) -> list[Path]:
 
 
 def of_suite(found: Collected, suite: str) -> list[Table]:
-    """Tables of the runs that a suite asks for, ranked among themselves."""
-    asked = {
-        (
-            request.dataset,
-            request.backbone or find_card(request.dataset)[1].backbone,
-            *_cell(request.method, request.budget),
-        )
-        for request in read_suite(suite).requests()
-    }
-    return aggregate.build(dataclasses.replace(found, entries=[one for one in found.entries if _asked(one) in asked]))
+    """Tables of the runs that a suite asks for, at the methods' defaults, ranked among themselves."""
+    asked = {_cell(request) for request in read_suite(suite).requests()}
+    own = [one for one in found.entries if _place(one) in asked and _at_defaults(one)]
+    return aggregate.build(dataclasses.replace(found, entries=own))
 
 
-def _cell(method: str, budget: str) -> tuple[str, str]:
-    """Label and budget of a line of a suite."""
-    name = MethodName.parse(method)
+def _cell(request: Request) -> tuple[str, str, str, str]:
+    """Dataset, backbone, label and budget of a line of a suite."""
+    name = MethodName.parse(request.method)
     label = method_label(name.host, name.source, name.policy, name.extra)
-    return label, str(Budget.parse(budget or native_budget(name)))
+    backbone = request.backbone or find_card(request.dataset)[1].backbone
+    return request.dataset, backbone, label, str(Budget.parse(request.budget or native_budget(name)))
 
 
-def _asked(entry: Entry) -> tuple[str, str, str, str]:
+def _place(entry: Entry) -> tuple[str, str, str, str]:
     line = entry.line
     return line.dataset, line.backbone, line.label, line.budget
+
+
+def _at_defaults(entry: Entry) -> bool:
+    """Whether a run's method and source have the settings that they have when none is given."""
+    line = entry.line
+    settings = dataclasses.asdict(METHODS[line.method].config())
+    if line.source:
+        own = dataclasses.asdict(SOURCES[line.source].config())
+        settings |= {f"{line.source}.{key}": value for key, value in own.items()}
+    return json.dumps(settings, sort_keys=True) == json.dumps(line.settings, sort_keys=True)
 
 
 def _marked(match: re.Match[str], found: Collected) -> str:

@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import sqlite3
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,13 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..benchmark import metrics
 from ..benchmark import record as records
 from ..benchmark.errors import CorruptFile
-from ..benchmark.fingerprint import code_fingerprint
 from ..benchmark.home import index_files
 from ..benchmark.machine import cores
 from . import entry as entries
-from . import statistics
 from .entry import Entry, Layout, Line, Read
 
 _TABLES = """
@@ -218,8 +216,10 @@ def _stamp(path: Path) -> str:
 
 @cache
 def _version() -> str:
-    """Of the code that the index is written by."""
-    return code_fingerprint(sys.modules[__name__], entries, statistics)
+    """Of the code that decides what is in the index."""
+    files = [Path(__file__).with_name(f"{name}.py") for name in ("entry", "estimates", "index", "statistics")]
+    files.append(Path(metrics.__file__))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _open(file: Path) -> sqlite3.Connection:
