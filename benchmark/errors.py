@@ -8,9 +8,14 @@ class UserError(Exception):
     """Something the user gave is wrong: the message says what, which value, and what to do next."""
 
 
+def printable(text: str) -> str:
+    """Text from a file without control and invisible characters, which could rewrite a terminal or a table."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def one_line(text: str, longest: int = 500) -> str:
     """Text from a file as part of a message: printable, on one line, and no longer than a reader bears."""
-    shown = "".join(character if character.isprintable() else " " for character in text)
+    shown = printable(text)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 

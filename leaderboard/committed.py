@@ -44,16 +44,20 @@ def made(checkout: Path) -> dict[Path, str]:
 
 def differing(checkout: Path) -> list[Path]:
     """Generated files that are not what the committed records give."""
-    return [path for path, text in made(checkout).items() if not path.is_file() or path.read_bytes() != text.encode()]
+    return _differing(made(checkout))
 
 
 def update(checkout: Path) -> list[Path]:
     """Write what differs; returns which files these are."""
     texts = made(checkout)
-    changed = differing(checkout)
+    changed = _differing(texts)
     for path in changed:
         write_bytes(path, texts[path].encode())
     return changed
+
+
+def _differing(texts: dict[Path, str]) -> list[Path]:
+    return [path for path, text in texts.items() if not path.is_file() or path.read_bytes() != text.encode()]
 
 
 def of_suite(found: Collected, suite: str) -> list[Table]:

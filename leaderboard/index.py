@@ -156,7 +156,7 @@ class _Rows:
     @classmethod
     def of(cls, read: Read) -> "_Rows":
         entry, line = read.entry, read.entry.line.to_json()
-        name = _digest(line)
+        name = hashlib.sha256(line.encode()).hexdigest()
         others: list[tuple[str, tuple[Any, ...]]] = [
             ("lines", (name, line)),
             ("histories", (entry.digest, json.dumps(read.history))),
@@ -266,7 +266,3 @@ def _read(path: str) -> _Rows | str:
     except CorruptFile as error:
         return str(error)
     return _Rows.of(read) if read else _Rows()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

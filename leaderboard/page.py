@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..benchmark.budget import Budget
+from ..benchmark.errors import printable
 from ..benchmark.registry import METHODS
 from .entry import AGREEMENT, MEANS
 from .render import subtitle, title
@@ -61,12 +62,8 @@ HELP = {
 def to_html(tables: Sequence[Table]) -> str:
     """The page; the same tables give the same bytes."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    scripts = [_part(f"vendor/{name}") for name in LIBRARIES[:-1]]
-    scripts += [
-        _part("plots.js"),
-        _part("page.js"),
-        _part(f"vendor/{LIBRARIES[-1]}"),
-    ]  # Alpine starts at once: it is last
+    *libraries, alpine = (f"vendor/{name}" for name in LIBRARIES)
+    scripts = [_part(name) for name in (*libraries, "plots.js", "page.js", alpine)]  # Alpine starts at once: it is last
     return environment.from_string(_part("page.html")).render(
         protocols=", ".join(sorted({table.protocol for table in tables})),
         tables=len(tables),
@@ -208,7 +205,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, str):
-        return "".join(character if character.isprintable() else " " for character in value)
+        return printable(value)
     return value
 
 

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.markup import escape
 from tabulate import tabulate
 
+from ..benchmark.errors import printable
 from .entry import AGREEMENT, HELD, MEANS
 from .statistics import Estimate
 from .table import Difference, Resolution, Row, Table
@@ -155,11 +156,11 @@ def to_latex(tables: Iterable[Table], splits: bool = False) -> str:
     parts, tables = [], list(tables)
     for table in tables:
         shown = columns(table, splits)
-        rows = [[_plain(column.cell(row)) for column in shown] for row in table.rows]
+        rows = [[printable(column.cell(row)) for column in shown] for row in table.rows]
         body = tabulate(rows, [column.heading for column in shown], tablefmt="latex_booktabs", disable_numparse=True)
         caption = _latex(". ".join([title(table), subtitle(table), *notes(table)]))
         parts.append(f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n{body}\n\\end{{table}}")
-    comment = f"% {_plain(legend(tables, splits))}" if parts else "% No finished run yet."
+    comment = f"% {printable(legend(tables, splits))}" if parts else "% No finished run yet."
     return _symbols("\n\n".join(["% needs \\usepackage{booktabs}", *parts, comment])) + "\n"
 
 
@@ -168,7 +169,7 @@ def _latex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\textasciitilde{}"}
     special |= {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {character: f"\\ensuremath{{{character}}}" for character in "<>|"}
-    return "".join(special.get(character, character) for character in _plain(text))
+    return "".join(special.get(character, character) for character in printable(text))
 
 
 def _symbols(text: str) -> str:
@@ -229,7 +230,7 @@ def _inert(value: object) -> object:
     """A text that a spreadsheet would take for a formula begins with an apostrophe; a number stays as it is."""
     if not isinstance(value, str):
         return value
-    text = _plain(value)
+    text = printable(value)
     return f"'{text}" if text.lstrip()[:1] in FORMULA and not _NUMBER.fullmatch(text) else text
 
 
@@ -256,8 +257,8 @@ def to_terminal(tables: Iterable[Table], width: int, splits: bool = False) -> li
         parts = _fit(cells, width)
         for i, headings in enumerate(parts):
             target = rich.table.Table(
-                title=escape(_plain(title(table))) if i == 0 else None,
-                caption=escape("\n".join(map(_plain, [subtitle(table), *notes(table)])))
+                title=escape(printable(title(table))) if i == 0 else None,
+                caption=escape("\n".join(map(printable, [subtitle(table), *notes(table)])))
                 if i == len(parts) - 1
                 else None,
                 header_style="bold",
@@ -269,7 +270,7 @@ def to_terminal(tables: Iterable[Table], width: int, splits: bool = False) -> li
             for j, heading in enumerate(headings):
                 target.add_column(heading, justify="left" if j < len(KEYS) else "right", no_wrap=True)
             for row in zip(*(cells[heading] for heading in headings), strict=True):
-                target.add_row(*(escape(_plain(cell)) for cell in row))
+                target.add_row(*(escape(printable(cell)) for cell in row))
             shown.append(target)
     return shown
 
@@ -345,9 +346,4 @@ def _number(holder: object, name: str) -> str:
 
 def markdown(text: str) -> str:
     """Escape what would break a table or become markup."""
-    return re.sub(r"([\\|`*<]|\](?=\())", r"\\\1", _plain(text))
-
-
-def _plain(text: str) -> str:
-    """Text from a record without control characters, which could rewrite a terminal or a table."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return re.sub(r"([\\|`*<]|\](?=\())", r"\\\1", printable(text))

@@ -35,9 +35,8 @@ LEGEND = (
     "where that is known. They are not ranked and not part of the leaderboard: recipes, searches and checkpoints "
     "differ. Percent, but for ratios. `paper` as printed, with its standard deviation; `ours` the mean over seeds with "
     "its 95 % interval over seeds and test units; `difference` ours minus the paper's; `inside` whether the paper's "
-    "number lies in our interval, which "
-    "leaves the paper's own spread aside. Rows of protocol `paper` and of the paper's backbone come first. `differs` "
-    "is what sets our row apart, `notes` what is known about the paper's number."
+    "number lies in our interval, which leaves the paper's own spread aside. Rows of protocol `paper` and of the "
+    "paper's backbone come first. `differs` is what sets our row apart, `notes` what is known about the paper's number."
 )
 
 

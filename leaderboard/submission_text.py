@@ -10,6 +10,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ..benchmark import record as records
+from ..benchmark.errors import printable
 from ..benchmark.record import RunRecord
 from ..benchmark.spec import PROTOCOL
 from . import aggregate, render
@@ -80,7 +81,7 @@ def _spent(own: Sequence[RunRecord]) -> str:
 
 
 def _cell(part: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in part).replace("|", "\\|")
+    return printable(part).replace("|", "\\|")
 
 
 def _checklist(submission: "Submission", verdicts: Sequence[Verdict], checks: Sequence[Check]) -> list[str]:
