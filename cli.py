@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import board_commands, data_commands, explain_commands, run_commands, submission_commands
+from . import (
+    board_commands,
+    data_commands,
+    explain_commands,
+    profile_commands,
+    run_commands,
+    submission_commands,
+)
 from .benchmark.errors import UserError
 from .terminal import err, load_plugins, out, print_tables
 
@@ -55,6 +62,7 @@ def main() -> None:
 
 app.command()(run_commands.run)
 app.command()(run_commands.tune)
+app.command()(profile_commands.profile)
 app.command()(explain_commands.explain)
 
 

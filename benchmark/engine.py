@@ -171,16 +171,10 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
     Raises `NonFiniteLoss` at the first step whose loss is NaN or infinite.
     """
     recipe, clock = training.recipe, training.clock
-    players = _Players(objective, nn.ModuleDict(objective.networks()), objective.optimizers(recipe))
-    if recipe.channels_last:
-        players.networks.to(memory_format=torch.channels_last)
+    players = Players.of(objective, model, recipe)
     base_lr = [group["lr"] for group in players.parameter_groups()]
-    own = {id(parameter) for parameter in model.parameters()}
-    if recipe.compile:
-        trunk = model.trunk  # its forward alone: the hook that counts passes stays outside, the state keeps its names
-        setattr(trunk, "forward", torch.compile(trunk.forward))  # noqa: B010
 
-    with clock.stage(training.stage) as cost, _watched(own) as changed:
+    with clock.stage(training.stage) as cost, watched(model) as changed:
         others = cost.scaled(-1)  # a checkpoint holds the bill of its own training, not of the whole stage
         trajectory, best = _restore(training, players, cost)
         if training.selector is not None:
@@ -226,8 +220,9 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any
 
 
 @contextmanager
-def _watched(parameters: set[int]) -> Iterator[list[Optimizer]]:
-    """Notes optimisers that step inside and hold one of the parameters, given by `id`."""
+def watched(model: nn.Module) -> Iterator[list[Optimizer]]:
+    """Notes optimisers that step inside and hold one of the model's parameters."""
+    parameters = {id(parameter) for parameter in model.parameters()}
     changed: list[Optimizer] = []
 
     def note(optimizer: Optimizer, *_: Any) -> None:
@@ -241,7 +236,7 @@ def _watched(parameters: set[int]) -> Iterator[list[Optimizer]]:
         handle.remove()
 
 
-def _set_lr(players: "_Players", base: list[float], factor: float) -> None:
+def _set_lr(players: "Players", base: list[float], factor: float) -> None:
     for group, lr in zip(players.parameter_groups(), base, strict=True):
         group["lr"] = lr * factor
 
@@ -288,12 +283,23 @@ def _is_over(trajectory: Trajectory, recipe: Recipe) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Players:
+class Players:
     """All that training changes: networks, their optimisers, and the objective's own state."""
 
     objective: Objective[Any]
     networks: nn.ModuleDict
     optimizers: dict[str, Optimizer]
+
+    @classmethod
+    def of(cls, objective: Objective[Any], model: "Backbone", recipe: Recipe) -> "Players":
+        """Those of an objective that is set up for `model`, laid out and compiled as the recipe says."""
+        players = cls(objective, nn.ModuleDict(objective.networks()), objective.optimizers(recipe))
+        if recipe.channels_last:
+            players.networks.to(memory_format=torch.channels_last)
+        if recipe.compile:
+            trunk = model.trunk  # its forward alone: the hook that counts passes stays outside, the state keeps names
+            setattr(trunk, "forward", torch.compile(trunk.forward))  # noqa: B010
+        return players
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups of all optimisers, in a fixed order."""
@@ -316,7 +322,7 @@ class _Players:
 
 
 def _save(
-    training: Training, players: _Players, trajectory: Trajectory, best: dict[str, Tensor], billed: dict[str, Any]
+    training: Training, players: Players, trajectory: Trajectory, best: dict[str, Tensor], billed: dict[str, Any]
 ) -> None:
     """Write the full state, whole or not at all."""
     state = {
@@ -334,7 +340,7 @@ def _save(
     write_bytes(training.state, buffer.getbuffer())
 
 
-def _restore(training: Training, players: _Players, cost: StageCost) -> tuple[Trajectory, dict[str, Tensor]]:
+def _restore(training: Training, players: Players, cost: StageCost) -> tuple[Trajectory, dict[str, Tensor]]:
     """Go on from the last full-state checkpoint, if there is a whole one that this code wrote."""
     state = load_state(training.state)
     if state is None or state.get("code") != engine_fingerprint():

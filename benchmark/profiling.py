@@ -1,0 +1,261 @@
+"""What methods cost, measured beside ERM in one process: their steps, their whole pipelines, the share of the device.
+
+Nothing is recorded as a run: all is made in a temporary home, and timed apart from the runs whose accuracy counts.
+"""
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import torch
+from torch.profiler import profile as profiler
+
+from . import runner
+from .cost import StageCost
+from .engine import Objective
+from .errors import UserError, require
+from .home import data_home, write_bytes
+from .planning import Plan, Request, plan
+from .profiled import MethodCost, Pipeline, Profile, StepCost, Steps
+from .record import RunRecord
+from .registry import METHODS
+from .spec import RunSpec
+from .steps import Block, Setup, Side, Stopwatch, choose_training, find_training, interleave, paired_ratio, trainings
+from .store import Store
+from .yardsticks import Roofline, Throughput, measure_loops, measure_roofline
+
+DATASET, ERM = "digits2", "erm"
+TRACED = 3
+"""Steps in a trace."""
+IMAGES = 512
+"""Generated train images, or four batches of them: the last batch of an epoch is left out."""
+EPOCHS = 2
+"""Epochs of a pipeline, unless the settings say otherwise."""
+Report = Callable[[str, int, int], None]
+"""Told (what, done, total)."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Steps before anything is timed, steps of a block (None: what ERM does in about a second), pairs of blocks."""
+
+    warmup: int
+    steps: int | None
+    rounds: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("warmup", 1), ("steps", 2), ("rounds", 1)):
+            value = getattr(self, name)
+            require(value is None or value >= least, f"--{name} {value}: it must be at least {least}")
+
+
+EFFORTS = {"cuda": Effort(20, 50, 5), "cpu": Effort(3, None, 7)}
+FITTED = (4, 50)
+"""Fewest and most steps of a block whose length is fitted to ERM's speed; their number is even."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is to be measured: methods on a dataset, or on generated images of `size` px, in one setting.
+
+    `stages` adds whole pipelines for all methods (those of several stages have them anyway), `loops` the engine's
+    throughput beside that of other loops; `trace` is where a trace of the method's steps goes.
+    """
+
+    methods: tuple[str, ...]
+    dataset: str = ""
+    backbone: str = ""
+    size: int | None = None
+    budget: str = ""
+    batch: int | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    stages: bool = False
+    loops: bool = False
+    trace: Path | None = None
+    root: Path | None = None
+
+
+SUITES = {
+    "gpu": Ask(
+        (ERM, "groupdro", "ex2l", "dfr", "dfr+exmap", "mac", "jtt"),
+        backbone="resnet50",
+        size=224,
+        batch=128,
+        settings={"recipe.precision": "bf16", "recipe.channels_last": "true", "recipe.augment": "crop+flip"},
+        stages=True,
+        loops=True,
+    )
+}
+"""What the project measures itself on, by name. ERM beside itself tells how far ratios can be trusted."""
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+def measure(ask: Ask, effort: Effort | None = None, report: Report = lambda what, done, total: None) -> Profile:
+    """Measure methods one after the other, each beside ERM; raises `UserError` for what cannot run, before any work."""
+    device = runner.pick_device()
+    effort = effort or EFFORTS[device.type]
+    require(ask.trace is None or len(ask.methods) == 1, "--trace: a trace is of one method; name one with --method")
+    with _fresh_home(with_data=bool(ask.dataset) or ask.size is None):
+        made = _planned(ask, report)
+        erm, *specs = (_runnable(run.label, run.spec, run.reason) for run in made.runs)
+        store, batch = made.stores[erm.block.dataset], erm.block.recipe.batch_size
+        images = sum(store.card.counts["train"])
+        require(
+            batch <= images, f"batches of {batch} images: {store.card.name} has {images} to train on; lower --batch"
+        )
+        roofline = measure_roofline(device, erm.block.recipe.precision)
+        bench = _Bench(store, erm, effort, roofline, ask, report)
+        found = [bench.method(spec) for spec in specs]
+        return Profile(
+            env=runner.environment(runner.SESSION),
+            clock=Stopwatch(device).clock,
+            dataset=store.card.name,
+            image=store.card.image,
+            backbone=erm.block.backbone,
+            recipe=erm.block.recipe,
+            warmup=effort.warmup,
+            steps=bench.steps_of_block,
+            rounds=effort.rounds,
+            roofline=roofline,
+            methods=found,
+            loops=bench.loops() if ask.loops else None,
+        )
+
+
+@contextmanager
+def _fresh_home(with_data: bool = True) -> Iterator[None]:
+    """A temporary home, with the present one's datasets in it."""
+    data = data_home()
+    with TemporaryDirectory(prefix="worstgroup-profile-") as folder:
+        if with_data:
+            data.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / "data").symlink_to(data.resolve(), target_is_directory=True)
+        with patch.dict(os.environ, WORSTGROUP_HOME=folder):
+            yield
+
+
+def _planned(ask: Ask, report: Report) -> Plan:
+    """ERM and the methods, planned together; raises `UserError` for everything that is wrong with them."""
+    require(bool(ask.methods), "name a method with --method, or several separated by commas")
+    require(ask.size is None or ask.size >= 8, f"--size {ask.size}: it must be at least 8 px")
+    require(ask.batch is None or ask.batch >= 2, f"--batch {ask.batch}: it must be at least 2 images")
+    settings = {"recipe.epochs": str(EPOCHS), **ask.settings}
+    if ask.batch is not None:
+        settings["recipe.batch_size"] = str(ask.batch)
+    dataset = ask.dataset or DATASET
+    if ask.size is not None and ask.dataset:
+        settings["data.size"] = str(ask.size)
+    elif ask.size is not None:
+        dataset = f"planted:{ask.size}x{max(IMAGES, 4 * (ask.batch or 0))}"
+    request = partial(Request, dataset, backbone=ask.backbone, weights="none", seeds=(0,), settings=settings)
+    return plan([request(ERM), *(request(name, budget=ask.budget) for name in ask.methods)], ask.root, report=report)
+
+
+def _runnable(label: str, spec: RunSpec | None, reason: str) -> RunSpec:
+    if spec is None:
+        raise UserError(f"{label}: n/a ({reason})")
+    return spec
+
+
+class _Bench:
+    """Measures methods beside one ERM, which goes on training."""
+
+    def __init__(
+        self, store: Store, erm: RunSpec, effort: Effort, roofline: Roofline, ask: Ask, report: Report
+    ) -> None:
+        self.store, self.erm, self.effort, self.roofline = store, erm, effort, roofline
+        self.ask, self.report = ask, report
+        setup = self._alone(erm)
+        if setup is None:
+            raise UserError(f"{erm.label}: there is no training on images to compare with")
+        self.side = self._warm(setup)
+        self.steps_of_block = effort.steps or fitted_steps(self.side.block(2))
+
+    def _alone(self, spec: RunSpec) -> Setup | None:
+        """The training of a method, before anything else was made."""
+        with _fresh_home():
+            return find_training(spec, self.store)
+
+    def _warm(self, setup: Setup) -> Side:
+        side = Side(setup)
+        side.block(self.effort.warmup)
+        return side
+
+    def method(self, spec: RunSpec) -> MethodCost:
+        """Pipeline, where it is asked for or the method is one, and steps."""
+        several = not issubclass(METHODS[spec.method].cls, Objective) and spec.method != ERM
+        pipeline, setup = None, None
+        if self.ask.stages or several or spec.source:
+            pipeline, setup = self.pipeline(spec)
+        else:
+            setup = self._alone(spec)
+        steps = self.steps(spec, setup) if setup else None
+        del setup
+        gc.collect()  # networks and images of this method, before the next one's come
+        return MethodCost(spec.method_label, str(spec.budget), steps, pipeline)
+
+    def pipeline(self, spec: RunSpec) -> tuple[Pipeline, Setup | None]:
+        """A whole run beside ERM's, which is made once for all methods, and what it trained."""
+        erm = Pipeline.of(self._run(self.erm), StageCost()).scratch
+        with trainings(spec) as found:
+            made = Pipeline.of(self._run(spec), erm)
+        return made, self._alone(spec) if spec.method == ERM else choose_training(found)
+
+    def _run(self, spec: RunSpec) -> RunRecord:
+        stages = f"{spec.method_label}: stages"
+        record = runner.run_spec(spec, self.store, lambda stage, epoch, epochs: self.report(stages, epoch, epochs))
+        require(record.status == "finished", f"{spec.label}: it failed: {record.error}")
+        return record
+
+    def steps(self, spec: RunSpec, setup: Setup) -> Steps:
+        """Blocks of steps, in turns with ERM's."""
+        erm, own = self.side, self._warm(setup)
+        told = partial(self.report, f"{spec.method_label}: steps")
+        theirs, ours = interleave((erm, own), self.effort.rounds, self.steps_of_block, told)
+        if self.ask.trace:
+            write_trace(own, self.ask.trace)
+        method, base = (StepCost.of(side, made, self.roofline) for side, made in ((own, ours), (erm, theirs)))
+        ratio = paired_ratio([block.mean for block in ours], [block.mean for block in theirs])
+        step_ratio = ratio.times(base.images / method.images)
+        update_ratio = ratio.times(base.updates / method.updates) if method.updates else None
+        return Steps(own.training.stage, step_ratio, update_ratio, method, base)
+
+    def loops(self) -> Throughput:
+        """ERM's images per second with all that the engine does, beside those of other loops."""
+        side, block = self.side, self.erm.block
+        made = side.block(self.steps_of_block)
+        pixels = side.training.train
+        images = pixels.gather(torch.arange(min(len(pixels), 4 * block.recipe.batch_size)))
+        return measure_loops(
+            made.images / made.whole,
+            images,
+            block.backbone,
+            block.recipe,
+            side.device,
+            steps=self.steps_of_block,
+            warmup=self.effort.warmup,
+        )
+
+
+def fitted_steps(block: Block) -> int:
+    """An even number of steps like those of a block that take about a second together."""
+    fewest, most = FITTED
+    return max(fewest, min(most, 2 * round(1 / block.mean / 2)))
+
+
+def write_trace(side: Side, path: Path) -> None:
+    """A few steps as a trace for chrome://tracing or Perfetto; raises `DiskError`."""
+    with profiler() as traced:
+        side.block(TRACED)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        traced.export_chrome_trace(str(file))
+        write_bytes(path, file.read_bytes())

@@ -1,0 +1,153 @@
+"""The command `profile`; `cli.py` registers it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .benchmark.errors import UnknownName, UserError
+from .benchmark.machine import cores
+from .run_commands import Backbone, Budget, Plugins, Root, Settings, Threads
+from .terminal import err, load_plugins, out, pair, print_tables
+
+if TYPE_CHECKING:
+    from .benchmark.profiled import Profile
+    from .benchmark.profiling import Ask, Effort
+
+
+class Format(StrEnum):
+    """What `profile` writes."""
+
+    table = "table"
+    md = "md"
+    csv = "csv"
+    json = "json"
+
+
+def profile(
+    method: Annotated[str, typer.Option(help=r"HOST[+SOURCE]\[@POLICY], several separated by commas.")] = "",
+    dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT]. Default: digits2, or with --size planted.")] = "",
+    backbone: Backbone = "",
+    size: Annotated[
+        int | None, typer.Option(metavar="PX", help="Generated images of this size, or the dataset's resized to it.")
+    ] = None,
+    budget: Budget = "",
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Images of a batch. Default: the dataset's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of a block. Default: 50, on a CPU a second of ERM's.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help="Pairs of blocks, ERM's and the method's. Default: 5, on a CPU 7.")
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps before anything is timed. Default: 20, on a CPU 3.")
+    ] = None,
+    set_: Settings = [],  # noqa: B006
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Whole pipelines too, stage by stage (always for those of several stages).")
+    ] = False,
+    suite: Annotated[str, typer.Option(help="gpu: what the project measures itself on.")] = "",
+    root: Root = None,
+    plugin: Plugins = [],  # noqa: B006
+    threads: Threads = 0,
+    format_: Annotated[Format, typer.Option("--format", help="table, md, csv or json.")] = Format.table,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write it there; into a folder under a name of device, precision, layout and date."),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a trace of a few steps, for Perfetto.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
+) -> None:
+    """Measure what methods cost beside ERM: training steps in turns with ERM's, and whole pipelines by stage."""
+    from .benchmark import profiling
+    from .console import BuildReporter
+
+    load_plugins(plugin)
+    if output and format_ is Format.table:
+        raise UserError(f"--output {output}: say in which --format, e.g. --format csv")
+    for option, file in (("--output", output), ("--trace", trace)):
+        if file and not file.absolute().parent.is_dir():
+            raise UserError(f"{option} {file}: there is no folder {file.parent}")
+    if trace and trace.is_dir():
+        raise UserError(f"--trace {trace}: it is a folder; name a file, e.g. {trace / 'trace.json'}")
+    base = _suite(suite) if suite else profiling.Ask(())
+    ask = profiling.Ask(
+        tuple(dict.fromkeys(name for name in method.split(",") if name)) or base.methods,
+        dataset=dataset,
+        backbone=backbone or base.backbone,
+        size=base.size if size is None else size,
+        budget=budget,
+        batch=base.batch if batch is None else batch,
+        settings={**base.settings, **dict(pair(text) for text in set_)},
+        stages=stages or base.stages,
+        loops=base.loops,
+        trace=trace,
+        root=root,
+    )
+    with _threads(threads), BuildReporter(err, quiet) as report:
+        made = profiling.measure(ask, _effort(warmup, steps, rounds), report)
+    _show(made, format_, output)
+
+
+def _suite(name: str) -> "Ask":
+    """A suite's measurements; raises `UserError` without the GPU that it is for."""
+    from .benchmark.profiling import SUITES
+    from .benchmark.runner import pick_device
+
+    if name not in SUITES:
+        raise UnknownName("profile suite", name, SUITES)
+    if pick_device().type != "cuda":
+        raise UserError(
+            f"--suite {name} needs a CUDA GPU, and torch sees none; on a CPU measure single methods instead, "
+            "e.g. `worstgroup profile --method groupdro,ex2l --backbone resnet18 --size 64`"
+        )
+    return SUITES[name]
+
+
+def _effort(warmup: int | None, steps: int | None, rounds: int | None) -> "Effort":
+    """The device's defaults with what the command line says."""
+    from .benchmark.profiling import EFFORTS
+    from .benchmark.runner import pick_device
+
+    said = {"warmup": warmup, "steps": steps, "rounds": rounds}
+    return replace(EFFORTS[pick_device().type], **{name: value for name, value in said.items() if value is not None})
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """As many threads as a run gets by default, or so many."""
+    import torch
+
+    before = torch.get_num_threads()
+    runs = 1 if torch.cuda.is_available() else min(4, cores())  # at a time, as in `run`
+    torch.set_num_threads(number or cores() // runs)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _show(made: "Profile", format_: Format, output: Path | None) -> None:
+    from . import profile_report
+    from .benchmark.home import write_bytes
+
+    if format_ is Format.table:
+        print_tables(profile_report.to_terminal(made))
+        for text in (profile_report.caption(made), profile_report.legend(made)):
+            out.print(text, style="dim", markup=False, highlight=False)
+        return
+    write = {"md": profile_report.to_markdown, "csv": profile_report.to_csv, "json": profile_report.to_json}
+    text = write[format_.value](made)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    file = profile_report.place(output, made, format_.value)
+    write_bytes(file, text.encode())
+    err.print(f"wrote {file}", markup=False, highlight=False, soft_wrap=True)
