@@ -40,6 +40,8 @@ EVAL_VALUES = {"cpu": 2**21, "cuda": 2**25}
 
 ConfigT = TypeVar("ConfigT")
 Predictions = NDArray[np.int16]
+Observer = Callable[["Objective[Any]", "Backbone", Sampler, "Training"], None]
+_observers: list[Observer] = []
 
 
 class Objective(Generic[ConfigT]):
@@ -170,6 +172,8 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
 
     Raises `NonFiniteLoss` at the first step whose loss is NaN or infinite.
     """
+    for observer in _observers:
+        observer(objective, model, sampler, training)
     recipe, clock = training.recipe, training.clock
     players = Players.of(objective, model, recipe)
     base_lr = [group["lr"] for group in players.parameter_groups()]
@@ -212,6 +216,16 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
                     training.watch(score[0])
     model.load_state_dict(best)
     return trajectory
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Tell `observer` of every training that begins inside, just before its first step; it may raise, to end it."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:

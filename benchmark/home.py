@@ -15,12 +15,27 @@ from platformdirs import user_cache_dir
 
 from .errors import DiskError
 
+HOME = "WORSTGROUP_HOME"
 TEMPORARY = ".tmp-"
 
 
 def home() -> Path:
     """`$WORSTGROUP_HOME`, by default the platform's cache folder."""
-    return Path(os.environ.get("WORSTGROUP_HOME") or user_cache_dir("worstgroup"))
+    return Path(os.environ.get(HOME) or user_cache_dir("worstgroup"))
+
+
+@contextmanager
+def home_at(folder: Path) -> Iterator[None]:
+    """Everything inside has its home in `folder`, child processes too."""
+    before = os.environ.get(HOME)
+    os.environ[HOME] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[HOME]
+        else:
+            os.environ[HOME] = before
 
 
 def data_home() -> Path:

@@ -4,14 +4,12 @@ Nothing is recorded as a run: all is made in a temporary home, and timed apart f
 """
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unittest.mock import patch
 
 import torch
 from torch.profiler import profile as profiler
@@ -20,7 +18,7 @@ from . import runner
 from .cost import StageCost
 from .engine import Objective
 from .errors import UserError, require
-from .home import data_home, write_bytes
+from .home import data_home, home_at, write_bytes
 from .planning import Plan, Request, plan
 from .profiled import MethodCost, Pipeline, Profile, StepCost, Steps
 from .record import RunRecord
@@ -138,7 +136,7 @@ def _fresh_home(with_data: bool = True) -> Iterator[None]:
         if with_data:
             data.mkdir(parents=True, exist_ok=True)
             (Path(folder) / "data").symlink_to(data.resolve(), target_is_directory=True)
-        with patch.dict(os.environ, WORSTGROUP_HOME=folder):
+        with home_at(Path(folder)):
             yield
 
 
