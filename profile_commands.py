@@ -51,7 +51,7 @@ def profile(
     stages: Annotated[
         bool, typer.Option("--stages", help="Whole pipelines too, stage by stage (always for those of several stages).")
     ] = False,
-    suite: Annotated[str, typer.Option(help="gpu: what the project measures itself on.")] = "",
+    suite: Annotated[str, typer.Option(help="methods: all of them; gpu: what the project measures itself on.")] = "",
     root: Root = None,
     plugin: Plugins = [],  # noqa: B006
     threads: Threads = 0,
@@ -70,16 +70,11 @@ def profile(
     from .console import BuildReporter
 
     load_plugins(plugin)
-    if output and format_ is Format.table:
-        raise UserError(f"--output {output}: say in which --format, e.g. --format csv")
-    for option, file in (("--output", output), ("--trace", trace)):
-        if file and not file.absolute().parent.is_dir():
-            raise UserError(f"{option} {file}: there is no folder {file.parent}")
-    if trace and trace.is_dir():
-        raise UserError(f"--trace {trace}: it is a folder; name a file, e.g. {trace / 'trace.json'}")
+    _check_places(format_, output, trace)
     base = _suite(suite) if suite else profiling.Ask(())
-    ask = profiling.Ask(
-        tuple(dict.fromkeys(name for name in method.split(",") if name)) or base.methods,
+    ask = replace(
+        base,
+        methods=tuple(dict.fromkeys(name for name in method.split(",") if name)) or base.methods,
         dataset=dataset,
         backbone=backbone or base.backbone,
         size=base.size if size is None else size,
@@ -87,7 +82,6 @@ def profile(
         batch=base.batch if batch is None else batch,
         settings={**base.settings, **dict(pair(text) for text in set_)},
         stages=stages or base.stages,
-        loops=base.loops,
         trace=trace,
         root=root,
     )
@@ -96,13 +90,26 @@ def profile(
     _show(made, format_, output)
 
 
+def _check_places(format_: Format, output: Path | None, trace: Path | None) -> None:
+    """Raise `UserError` for places that nothing can be written to, before any work."""
+    if output and format_ is Format.table:
+        raise UserError(f"--output {output}: say in which --format, e.g. --format csv")
+    for option, file in (("--output", output), ("--trace", trace)):
+        if file and not file.absolute().parent.is_dir():
+            raise UserError(f"{option} {file}: there is no folder {file.parent}")
+    if trace and trace.is_dir():
+        raise UserError(f"--trace {trace}: it is a folder; name a file, e.g. {trace / 'trace.json'}")
+
+
 def _suite(name: str) -> "Ask":
     """A suite's measurements; raises `UserError` without the GPU that it is for."""
-    from .benchmark.profiling import SUITES
+    from .benchmark.profiling import SUITES, everything
     from .benchmark.runner import pick_device
 
     if name not in SUITES:
         raise UnknownName("profile suite", name, SUITES)
+    if not SUITES[name].methods:
+        return replace(SUITES[name], methods=everything())
     if pick_device().type != "cuda":
         raise UserError(
             f"--suite {name} needs a CUDA GPU, and torch sees none; on a CPU measure single methods instead, "

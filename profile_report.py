@@ -103,25 +103,28 @@ def sheets(profile: Profile) -> list[Sheet]:
     """Steps of all methods, the stages of each pipeline, and the loops, where they were measured."""
     made = [_steps(profile)]
     made += [_stages(method, method.pipeline, profile) for method in profile.methods if method.pipeline]
+    made += [_runs(profile)] if made[1:] else []
+    made += [_counted(profile)] if profile.counted else []
     return [*made, *([_loops(profile.loops)] if profile.loops else [])]
 
 
 def _steps(profile: Profile) -> Sheet:
     on_gpu = profile.env["device_type"] == "cuda"
     headings = ("method", "step ratio", "update ratio", "ms/step", "images/s", "images", "fwd/bwd", "GFLOP", "roofline")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     measured = [method.steps for method in profile.methods if method.steps]
     if measured:
         rows.append((f"{ERM} (the unit)", "1", "1", *_cells(measured[0].erm, on_gpu)))
     for method in profile.methods:
         steps = method.steps
         if steps is None:
-            rows.append((method.label, *[MISSING] * (len(headings) - 1 + on_gpu)))
+            rows.append((f"{method.label}: no step on images", *[MISSING] * (len(headings) - 1 + on_gpu)))
             continue
         name = method.label if steps.stage in ("train", ERM) else f"{method.label}: {steps.stage}"
         rows.append((name, ratio(steps.step_ratio), ratio(steps.update_ratio), *_cells(steps.method, on_gpu)))
-    title = "Training steps against ERM's"
-    return Sheet(title, (*headings, *(["MiB"] if on_gpu else [])), rows)
+    columns = (*headings, *(["MiB"] if on_gpu else []))
+    rows += [(f"{absent.method}: n/a ({absent.reason})", *[""] * len(columns[1:])) for absent in profile.absent]
+    return Sheet("Training steps against ERM's", columns, rows)
 
 
 def _cells(step: StepCost, on_gpu: bool) -> Iterator[str]:
@@ -167,6 +170,34 @@ def _stages(method: MethodCost, pipeline: Pipeline, profile: Profile) -> Sheet:
     rows = [(name, *(cell(cost) for cell in columns.values())) for name, cost in parts(pipeline)]
     epochs = f"{pipeline.epochs} epoch{'s' * (pipeline.epochs != 1)}"
     return Sheet(f"Stages of {method.label} · {method.budget}, {epochs}", ("stage", *columns), rows)
+
+
+def _runs(profile: Profile) -> Sheet:
+    """Whole runs, one line each: what the stages above add up to."""
+    rows = []
+    for method in profile.methods:
+        if pipeline := method.pipeline:
+            ratios = run_ratios(pipeline)
+            cells = [ratios[part][name] for part in ("marginal", "scratch") for name in ("device_s", "flops")]
+            rows.append(
+                (method.label, method.budget, *(f"{cell:.3f}" if cell is not None else MISSING for cell in cells))
+            )
+    headings = ("method", "budget", "marginal", "marginal, FLOPs", "from scratch", "from scratch, FLOPs")
+    return Sheet("Whole runs, x ERM's from scratch", headings, rows)
+
+
+def _counted(profile: Profile) -> Sheet:
+    """FLOPs per train image of a step on other networks, by the passes that were counted here."""
+    rows = []
+    for method in profile.methods:
+        if steps := method.steps:
+            step = steps.method
+            forward, still, back = (f"{n / step.images:.4g}" for n in (step.n_fwd, step.n_fwd_nograd, step.n_bwd))
+            flops = (f"{network.flops(step) / 1e9:.4g}" for network in profile.counted)
+            rows.append((method.label, forward, still, back, *flops))
+    networks = (f"{network.backbone} {network.size} px" for network in profile.counted)
+    title = "GFLOP of a step per train image on larger networks (not timed)"
+    return Sheet(title, ("method", "fwd", "fwd, no graph", "bwd", *networks), rows)
 
 
 def _times(cost: float, unit: float) -> str:
@@ -225,6 +256,8 @@ def to_json(profile: Profile) -> str:
         "roofline": {**asdict(profile.roofline), "flops_per_byte": profile.roofline.balance},
         **single,
         "methods": methods,
+        "absent": [asdict(absent) for absent in profile.absent],
+        "counted": [asdict(network) for network in profile.counted],
         "loops": asdict(profile.loops) if profile.loops else None,
     }
     return json.dumps(content, indent=1) + "\n"
@@ -239,7 +272,7 @@ def _plain(method: MethodCost) -> dict[str, Any]:
         "stage": steps.stage if steps else None,
         "step": asdict(steps.method) if steps else None,
         "erm_step": asdict(steps.erm) if steps else None,
-        "pipeline": {**asdict(pipeline), "ratios": _run_ratios(pipeline)} if pipeline else None,
+        "pipeline": {**asdict(pipeline), "ratios": run_ratios(pipeline)} if pipeline else None,
     }
 
 
@@ -254,7 +287,7 @@ def _ratios(steps: Steps | None) -> dict[str, float | None]:
     return found
 
 
-def _run_ratios(pipeline: Pipeline) -> dict[str, dict[str, float | None]]:
+def run_ratios(pipeline: Pipeline) -> dict[str, dict[str, float | None]]:
     """Sums over ERM's whole run, in seconds and FLOPs."""
     names = ("device_s", "wall_s", "flops")
     return {
@@ -268,8 +301,8 @@ def _over(cost: float, unit: float) -> float | None:
 
 
 def to_csv(profile: Profile) -> str:
-    """A line for the step of every method and of the ERM beside it, for each stage and sum of a pipeline, and for each
-    loop; what does not apply is empty.
+    """A line for the step of every method and of the ERM beside it, for an image of it on each larger network, for each
+    stage and sum of a pipeline, and for each loop; what does not apply is empty.
     """
     setting = facts(profile) | {"image": "x".join(map(str, profile.image))}
     lines: list[dict[str, Any]] = []
@@ -278,6 +311,9 @@ def to_csv(profile: Profile) -> str:
         if method.steps:
             lines.append({**of, "part": "step", **_ratios(method.steps), **asdict(method.steps.method)})
             lines.append({**of, "part": "erm step", **asdict(method.steps.erm)})
+            for network in profile.counted:
+                flops = network.flops(method.steps.method)
+                lines.append({**of, "part": f"{network.backbone} {network.size} px", "images": 1, "flops": flops})
         if method.pipeline:
             epochs = {"epochs": method.pipeline.epochs}
             lines += [{**of, "part": name, **epochs, **asdict(cost)} for name, cost in parts(method.pipeline)]
@@ -298,10 +334,11 @@ def to_csv(profile: Profile) -> str:
 
 
 def file_name(profile: Profile, suffix: str, day: date) -> str:
-    """`cost-h100-bf16-nhwc-2026-11-22.csv`: files of several devices and settings can lie together."""
+    """`cost-h100-bf16-nhwc-resnet50-224-2026-11-22.csv`: files of several devices and settings can lie together."""
     said = facts(profile)
     compiled = ["compiled"] if said["compile"] else []
-    name = [device_slug(said["device"]), said["precision"], said["layout"], *compiled, day.isoformat()]
+    network = [re.sub(r"[^\w.]+", "-", said["backbone"]), str(profile.image[0])]
+    name = [device_slug(said["device"]), said["precision"], said["layout"], *compiled, *network, day.isoformat()]
     return f"cost-{'-'.join(name)}.{suffix}"
 
 

@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .backbones import build_backbone
 from .cost import StageCost
 from .errors import UserError
+from .planning import Absent
 from .record import RunRecord
 from .spec import Recipe
 from .steps import Block, Clock, Ratio, Side, trimmed_mean
@@ -92,6 +97,27 @@ class Pipeline:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """A network whose FLOPs are counted and not timed: those of a forward of one image of this size."""
+
+    backbone: str
+    size: int
+    forward_flops: float
+
+    @classmethod
+    def of(cls, backbone: str, size: int) -> "Counted":
+        """By PyTorch's counter, on a network without weights."""
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            build_backbone(backbone, num_classes=2, image=(size, size)).eval()(torch.empty(1, 3, size, size))
+        return cls(backbone, size, float(counter.get_total_flops()))
+
+    def flops(self, step: StepCost) -> float:
+        """FLOPs of a step per train image: a backward counts twice a forward, what is outside the networks nothing."""
+        passes = step.n_fwd + step.n_fwd_nograd + 2 * step.n_bwd
+        return self.forward_flops * passes / step.images
+
+
+@dataclass(frozen=True)
 class MethodCost:
     """What was measured of one method: no `steps` where it trains nothing on images, no `pipeline` where not asked."""
 
@@ -103,7 +129,7 @@ class MethodCost:
 
 @dataclass(frozen=True)
 class Profile:
-    """All that one command measured, and the setting that it holds in."""
+    """All that one command measured, and the setting that it holds in; `absent` are methods that do not exist there."""
 
     env: dict[str, Any]
     clock: Clock
@@ -116,4 +142,6 @@ class Profile:
     rounds: int
     roofline: Roofline
     methods: list[MethodCost]
+    absent: list[Absent]
     loops: Throughput | None
+    counted: list[Counted]

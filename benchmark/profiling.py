@@ -19,14 +19,14 @@ from .cost import StageCost
 from .engine import Objective
 from .errors import UserError, require
 from .home import data_home, home_at, write_bytes
-from .planning import Plan, Request, plan
-from .profiled import MethodCost, Pipeline, Profile, StepCost, Steps
+from .planning import Absent, Plan, Request, plan
+from .profiled import Counted, MethodCost, Pipeline, Profile, StepCost, Steps
 from .record import RunRecord
-from .registry import METHODS
+from .registry import METHODS, SOURCES
 from .spec import RunSpec
 from .steps import Block, Setup, Side, Stopwatch, choose_training, find_training, interleave, paired_ratio, trainings
 from .store import Store
-from .yardsticks import Roofline, Throughput, measure_loops, measure_roofline
+from .yardsticks import Throughput, measure_loops, measure_roofline
 
 DATASET, ERM = "digits2", "erm"
 TRACED = 3
@@ -63,7 +63,8 @@ class Ask:
     """What is to be measured: methods on a dataset, or on generated images of `size` px, in one setting.
 
     `stages` adds whole pipelines for all methods (those of several stages have them anyway), `loops` the engine's
-    throughput beside that of other loops; `trace` is where a trace of the method's steps goes.
+    throughput beside that of other loops; `counted` larger networks, with the size of their images, whose FLOPs follow
+    from the passes that are counted here; `trace` is where a trace of the method's steps goes.
     """
 
     methods: tuple[str, ...]
@@ -75,11 +76,15 @@ class Ask:
     settings: dict[str, str] = field(default_factory=dict)
     stages: bool = False
     loops: bool = False
+    counted: tuple[tuple[str, int], ...] = ()
     trace: Path | None = None
     root: Path | None = None
 
 
+LARGE = (("resnet50", 224), ("convnext_tiny", 224), ("convnext_base", 224))
+
 SUITES = {
+    "methods": Ask((), backbone="resnet18", size=64, stages=True, counted=LARGE),
     "gpu": Ask(
         (ERM, "groupdro", "ex2l", "dfr", "dfr+exmap", "mac", "jtt"),
         backbone="resnet50",
@@ -88,9 +93,19 @@ SUITES = {
         settings={"recipe.precision": "bf16", "recipe.channels_last": "true", "recipe.augment": "crop+flip"},
         stages=True,
         loops=True,
-    )
+        counted=LARGE,
+    ),
 }
-"""What the project measures itself on, by name. ERM beside itself tells how far ratios can be trusted."""
+"""What the project measures itself on, by name; without methods: all of them. ERM beside itself tells how far ratios
+can be trusted.
+"""
+
+
+def everything() -> tuple[str, ...]:
+    """All registered methods, ERM first, and DFR with every group source that infers groups without a label."""
+    hosts = (ERM, *(name for name in METHODS if name != ERM))
+    sources = (name for name in SOURCES if SOURCES[name].requires.fit == "none")
+    return (*hosts, *(f"dfr+{name}" for name in sources))
 
 
 # ------------------------------------------------------------------------------------------------------- measuring
@@ -103,29 +118,13 @@ def measure(ask: Ask, effort: Effort | None = None, report: Report = lambda what
     require(ask.trace is None or len(ask.methods) == 1, "--trace: a trace is of one method; name one with --method")
     with _fresh_home(with_data=bool(ask.dataset) or ask.size is None):
         made = _planned(ask, report)
-        erm, *specs = (_runnable(run.label, run.spec, run.reason) for run in made.runs)
-        store, batch = made.stores[erm.block.dataset], erm.block.recipe.batch_size
-        images = sum(store.card.counts["train"])
-        require(
-            batch <= images, f"batches of {batch} images: {store.card.name} has {images} to train on; lower --batch"
-        )
-        roofline = measure_roofline(device, erm.block.recipe.precision)
-        bench = _Bench(store, erm, effort, roofline, ask, report)
-        found = [bench.method(spec) for spec in specs]
-        return Profile(
-            env=runner.environment(runner.SESSION),
-            clock=Stopwatch(device).clock,
-            dataset=store.card.name,
-            image=store.card.image,
-            backbone=erm.block.backbone,
-            recipe=erm.block.recipe,
-            warmup=effort.warmup,
-            steps=bench.steps_of_block,
-            rounds=effort.rounds,
-            roofline=roofline,
-            methods=found,
-            loops=bench.loops() if ask.loops else None,
-        )
+        erm, *runs = made.runs
+        specs = [run.spec for run in runs if run.spec]
+        absent = [run.absent for run in runs if run.absent]
+        if erm.spec is None or not specs:
+            raise UserError("\n".join(f"{run.label}: n/a ({run.reason})" for run in made.runs if run.absent))
+        bench = _Bench(made.stores[erm.spec.block.dataset], erm.spec, effort, ask, report)
+        return bench.profile(specs, absent)
 
 
 @contextmanager
@@ -157,25 +156,41 @@ def _planned(ask: Ask, report: Report) -> Plan:
     return plan([request(ERM), *(request(name, budget=ask.budget) for name in ask.methods)], ask.root, report=report)
 
 
-def _runnable(label: str, spec: RunSpec | None, reason: str) -> RunSpec:
-    if spec is None:
-        raise UserError(f"{label}: n/a ({reason})")
-    return spec
-
-
 class _Bench:
     """Measures methods beside one ERM, which goes on training."""
 
-    def __init__(
-        self, store: Store, erm: RunSpec, effort: Effort, roofline: Roofline, ask: Ask, report: Report
-    ) -> None:
-        self.store, self.erm, self.effort, self.roofline = store, erm, effort, roofline
-        self.ask, self.report = ask, report
+    def __init__(self, store: Store, erm: RunSpec, effort: Effort, ask: Ask, report: Report) -> None:
+        self.store, self.erm, self.effort, self.ask, self.report = store, erm, effort, ask, report
+        recipe, images = erm.block.recipe, sum(store.card.counts["train"])
+        if recipe.batch_size > images:
+            text = f"batches of {recipe.batch_size} images: {store.card.name} has {images} to train on; lower --batch"
+            raise UserError(text)
+        self.roofline = measure_roofline(runner.pick_device(), recipe.precision)
         setup = self._alone(erm)
         if setup is None:
             raise UserError(f"{erm.label}: there is no training on images to compare with")
         self.side = self._warm(setup)
         self.steps_of_block = effort.steps or fitted_steps(self.side.block(2))
+
+    def profile(self, specs: list[RunSpec], absent: list[Absent]) -> Profile:
+        """All methods, one after the other."""
+        block, card = self.erm.block, self.store.card
+        return Profile(
+            env=runner.environment(runner.SESSION),
+            clock=Stopwatch(self.side.device).clock,
+            dataset=card.name,
+            image=card.image,
+            backbone=block.backbone,
+            recipe=block.recipe,
+            warmup=self.effort.warmup,
+            steps=self.steps_of_block,
+            rounds=self.effort.rounds,
+            roofline=self.roofline,
+            methods=[self.method(spec) for spec in specs],
+            absent=absent,
+            loops=self.loops() if self.ask.loops else None,
+            counted=[Counted.of(name, size) for name, size in self.ask.counted],
+        )
 
     def _alone(self, spec: RunSpec) -> Setup | None:
         """The training of a method, before anything else was made."""

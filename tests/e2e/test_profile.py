@@ -71,7 +71,7 @@ def test_a_file_and_a_folder(call: Call, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "own.json").read_text())["methods"][0]["method"] == "groupdro"
     assert call(*arguments, tmp_path).code == 0
     (file,) = tmp_path.glob("cost-*.json")
-    assert re.fullmatch(r"cost-[a-z0-9-]+-fp32-nchw-\d{4}-\d\d-\d\d\.json", file.name)
+    assert re.fullmatch(r"cost-[a-z0-9-]+-fp32-nchw-tiny_cnn-\d+-\d{4}-\d\d-\d\d\.json", file.name)
 
 
 def test_generated_images_and_a_trace(call: Call, tmp_path: Path) -> None:

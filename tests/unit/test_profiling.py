@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -18,8 +19,9 @@ from worstgroup.benchmark import yardsticks
 from worstgroup.benchmark.cost import StageCost
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.home import home, runs_home
-from worstgroup.benchmark.profiled import MethodCost, Pipeline, Profile, StepCost, Steps
-from worstgroup.benchmark.profiling import EFFORTS, SUITES, Ask, Effort, fitted_steps, measure
+from worstgroup.benchmark.profiled import Counted, MethodCost, Pipeline, Profile, StepCost, Steps
+from worstgroup.benchmark.profiling import EFFORTS, SUITES, Ask, Effort, everything, fitted_steps, measure
+from worstgroup.benchmark.registry import METHODS
 from worstgroup.benchmark.spec import Recipe
 from worstgroup.benchmark.steps import Block, Ratio
 from worstgroup.benchmark.yardsticks import (
@@ -68,6 +70,30 @@ def test_batches_of_other_sizes_are_compared_at_equal_images() -> None:
     own, erm = method.steps.method, method.steps.erm
     assert own.images == 2 * erm.images
     assert method.steps.step_ratio.value == pytest.approx(method.steps.update_ratio.value / 2)
+
+
+def test_methods_that_do_not_exist_there_are_named_beside_the_others() -> None:
+    made = measure(replace(TINY, methods=("ex2l", "erm"), budget="none"), SHORT)
+    assert [method.label for method in made.methods] == ["erm"]
+    assert [(absent.method, absent.reason) for absent in made.absent] == [("ex2l", "needs val-5 or richer")]
+    assert "| ex2l: n/a (needs val-5 or richer) |" in profile_report.to_markdown(made)
+
+
+def test_all_methods_and_all_sources_that_need_no_label_are_in_the_suite() -> None:
+    names = everything()
+    assert names[0] == "erm"
+    assert set(METHODS) == {name for name in names if "+" not in name}
+    assert {"dfr+exmap", "dfr+george", "dfr+class"} <= set(names)
+    assert not {"dfr+oracle", "dfr+predictor"} & set(names)
+
+
+@pytest.mark.parametrize(("name", "forward"), [("resnet50", 8.18e9), ("convnext_tiny", 8.91e9), ("alexnet", 1.42e9)])
+def test_passes_become_flops_of_other_networks(name: str, forward: float) -> None:
+    """A forward of 224 px, multiplications and additions counted, as torchvision prints them."""
+    network = Counted.of(name, 224)
+    assert network.forward_flops == pytest.approx(forward, rel=0.01)
+    step = step_cost(images=32.0, n_fwd=64.0, n_fwd_nograd=32.0, n_bwd=64.0)
+    assert network.flops(step) == pytest.approx((2 + 1 + 4) * network.forward_flops)
 
 
 def test_a_pipeline_reports_every_stage_beside_erms_whole_run() -> None:
@@ -125,7 +151,7 @@ def test_large_batches_get_enough_generated_images() -> None:
     [
         ({"methods": ()}, "name a method with --method"),
         ({"methods": ("groupdor",)}, "unknown method 'groupdor'. Did you mean groupdro"),
-        ({"methods": ("erm", "ex2l"), "budget": "none"}, r"ex2l on tiny · none: n/a \(needs val-5 or richer\)"),
+        ({"methods": ("ex2l",), "budget": "none"}, r"ex2l on tiny · none: n/a \(needs val-5 or richer\)"),
         ({"dataset": "tiy"}, "unknown dataset 'tiy'"),
         ({"size": 0}, "--size 0: it must be at least 8 px"),
         ({"batch": 1}, "--batch 1: it must be at least 2 images"),
@@ -271,19 +297,23 @@ def profile_of(device_type: str = "cpu", **changes: Any) -> Profile:
         "rounds": 7,
         "roofline": Roofline(1e12, 1e11),
         "methods": [MethodCost("alpha", "val", steps, None), MethodCost("beta", "none", None, pipeline)],
+        "absent": [],
         "loops": None,
+        "counted": [],
     }
     return Profile(**(facts | changes))
 
 
 def test_markdown_holds_every_number() -> None:
     text = profile_report.to_markdown(profile_of(loops=Throughput(100.0, 110.0, 10.0, 4)))
-    assert "| alpha          | 1.500 [1.400, 1.600] | 3.000 [2.800, 3.200] | 30" in text
+    assert re.search(r"\| alpha +\| 1\.500 \[1\.400, 1\.600\] \| 3\.000 \[2\.800, 3\.200\] \| 30", text)
     assert "32+8/32" in text
     assert "25.0 %" in text
     cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     (beta,) = (row for row in cells if row[1:2] == ["beta"])
-    assert set(beta[2:-1]) == {"n/a"}
+    assert beta[2:-1] == ["none", "0.500", "0.500", "1.500", "1.500"]
+    (without,) = (row for row in cells if row[1:2] == ["beta: no step on images"])
+    assert set(without[2:-1]) == {"n/a"}
     (marginal,) = (row for row in cells if row[1:2] == ["marginal"])
     assert marginal[-3:-1] == ["0.500", "0.500"]
     (scratch,) = (row for row in cells if row[1:2] == ["from scratch"])
@@ -338,11 +368,13 @@ def test_json_keeps_its_names() -> None:
 
 
 def test_csv_has_a_line_for_every_part() -> None:
-    text = profile_report.to_csv(profile_of(loops=Throughput(100.0, 110.0, 10.0, 4)))
+    larger = [Counted("resnet50", 224, 8e9)]
+    text = profile_report.to_csv(profile_of(loops=Throughput(100.0, 110.0, 10.0, 4), counted=larger))
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [(row["method"], row["part"]) for row in rows] == [
         ("alpha", "step"),
         ("alpha", "erm step"),
+        ("alpha", "resnet50 224 px"),
         ("beta", "head"),
         ("beta", "erm (shared)"),
         ("beta", "marginal"),
@@ -352,7 +384,8 @@ def test_csv_has_a_line_for_every_part() -> None:
         ("erm", "reference loop"),
     ]
     assert (rows[0]["step_ratio"], rows[0]["peak_mem_mib"], rows[1]["step_ratio"]) == ("1.5", "", "")
-    assert (rows[2]["device_s"], rows[2]["epochs"], rows[7]["images_per_s"]) == ("1.0", "2", "110.0")
+    assert float(rows[2]["flops"]) == pytest.approx(8e9 * (32 + 8 + 2 * 32) / 32)
+    assert (rows[3]["device_s"], rows[3]["epochs"], rows[8]["images_per_s"]) == ("1.0", "2", "110.0")
     assert {(row["device"], row["clock"], row["image"]) for row in rows} == {
         ("AMD EPYC 7B13", "process CPU time", "64x64x3")
     }
@@ -379,8 +412,8 @@ def test_files_are_named_by_what_they_were_measured_on(device: str, slug: str) -
 def test_a_folder_gets_a_file_named_by_its_setting(tmp_path: Path) -> None:
     fast = profile_of("cuda", recipe=Recipe(precision="bf16", channels_last=True))
     day = date(2026, 11, 22)
-    assert profile_report.file_name(fast, "csv", day) == "cost-h100-bf16-nhwc-2026-11-22.csv"
+    assert profile_report.file_name(fast, "csv", day) == "cost-h100-bf16-nhwc-resnet18-64-2026-11-22.csv"
     compiled = profile_of("cuda", recipe=Recipe(compile=True))
-    assert profile_report.file_name(compiled, "json", day) == "cost-h100-fp32-nchw-compiled-2026-11-22.json"
+    assert profile_report.file_name(compiled, "json", day) == "cost-h100-fp32-nchw-compiled-resnet18-64-2026-11-22.json"
     assert profile_report.place(tmp_path, fast, "csv").parent == tmp_path
     assert profile_report.place(tmp_path / "own.csv", fast, "csv") == tmp_path / "own.csv"
