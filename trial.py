@@ -25,7 +25,8 @@ from .benchmark.errors import UserError
 from .benchmark.home import artifacts_home, runs_home
 from .benchmark.lab import Progress
 from .benchmark.planning import Request, find_card, native_budget, plan
-from .benchmark.record import Arrays, Cost, Ledger, RunRecord, read_predictions, record_path
+from .benchmark.predictions import Arrays
+from .benchmark.record import Cost, Ledger, RunRecord, read_predictions, record_path
 from .benchmark.registry import METHODS, SOURCES
 from .benchmark.spec import MethodName, SplitName
 from .benchmark.store import Split, Store

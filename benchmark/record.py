@@ -6,12 +6,10 @@ rest is a function of the run's identity.
 
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import re
 import stat
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from .budget import Budget
 from .errors import CorruptFile, UserError, one_line
 from .home import write_bytes
+from .predictions import Arrays, unpack
 from .spec import Attribute, Block, Recipe, RunSpec, SplitName, method_label
 
 SCHEMA: Literal[1] = 1
@@ -32,8 +31,6 @@ LONGEST = 500
 """Characters of a text that tables show; a longer one would make them unreadable."""
 MOST_ATTRIBUTES = 16
 """Metrics look at every pattern of aligned attributes, and these double with each."""
-UNPACKED = 2**31
-"""Bytes that predictions may have in memory; those of a million images and a hundred classes are fewer."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+@/,\[\]-]*")
 
 
@@ -336,7 +333,6 @@ class RunRecord(_Part):
         return (json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=True) + "\n").encode()
 
 
-Arrays = dict[str, NDArray[Any]]
 COUNTING = {"val_index": "val_prediction", "test_index": "test_prediction", "test_unit": "test_prediction"}
 """Arrays that a published record leaves out where they count from 0, and the one that is as long."""
 
@@ -361,26 +357,6 @@ def find_run(beside: Path, run: str) -> Path | None:
 def predictions_path(record: Path) -> Path:
     """The .npz that belongs to a record."""
     return record.with_suffix(".npz")
-
-
-def pack(arrays: Arrays) -> bytes:
-    """Compress arrays; the same arrays give the same bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(arrays):
-            content = io.BytesIO()
-            np.save(content, np.ascontiguousarray(arrays[name]), allow_pickle=False)
-            archive.writestr(
-                zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)),
-                content.getvalue(),
-                zipfile.ZIP_DEFLATED,
-            )
-    return buffer.getvalue()
-
-
-def labels_hash(y: NDArray[Any], a: NDArray[Any]) -> str:
-    """SHA-256 of labels and attributes as int64."""
-    return hashlib.sha256(y.astype(np.int64).tobytes() + np.ascontiguousarray(a, dtype=np.int64).tobytes()).hexdigest()
 
 
 def write(path: Path, record: RunRecord, packed: bytes | None) -> None:
@@ -428,31 +404,12 @@ def read_predictions(path: Path, record: RunRecord, part: str = "") -> Arrays:
     if record.predictions is None or hashlib.sha256(content).hexdigest() != record.predictions.sha256:
         raise CorruptFile(f"{file}: predictions.sha256: the file is not the one that the record was written with")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(part.file_size for part in archive.infolist()) > UNPACKED:
-                raise ValueError(f"it would be larger than {UNPACKED >> 30} GiB")
-            arrays = {
-                name.removesuffix(".npy"): _array(archive.read(name))
-                for name in archive.namelist()
-                if name.startswith(part)
-            }
+        arrays = unpack(content, part)
         left_out = COUNTING if record.predictions.kept == "answers" else {}
         counted = {name: np.arange(len(arrays[of])) for name, of in left_out.items() if of in arrays}
         return counted | arrays
     except Exception as error:  # zip, zlib and NumPy raise a dozen types for forged content
         raise CorruptFile(f"{file}: cannot be read: {type(error).__name__}: {one_line(str(error))}") from error
-
-
-def _array(content: bytes) -> NDArray[Any]:
-    """An array as `pack` wrote it; that it is as long as it says is seen before room is made for it."""
-    file = io.BytesIO(content)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an array of another version of the format")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != len(content) - file.tell():
-        raise ValueError("an array is not as long as it says")
-    array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
-    return array
 
 
 def find(folder: Path) -> Iterator[Path]:

@@ -25,7 +25,8 @@ from .errors import DiskError, NonFiniteLoss, UserError, require
 from .home import lock, runs_home
 from .lab import Lab, Progress, Watch
 from .planning import Request, plan
-from .record import Arrays, RunRecord
+from .predictions import Arrays, labels_hash, pack
+from .record import RunRecord
 from .registry import METHODS, SOURCES
 from .selection import Selector
 from .spec import SPLITS, Card, RunSpec, SplitName, derive_seed
@@ -307,7 +308,7 @@ def _record(
             arrays |= {f"{name}_unit": splits[name].units().astype(np.int32)} if card.share_labels else {}
     if card.share_labels:
         arrays |= {f"{name}_source": found.values.astype(np.int16) for name, found in fitted.found.items()}
-    packed = record.pack(arrays)
+    packed = pack(arrays)
     worst = metrics.worst_group(*counts["test"])
     predictor, selector = fitted.predictor, fitted.selector
 
@@ -333,7 +334,7 @@ def _record(
         cost=_cost(clock),
         predictions=record.PredictionFile(
             sha256=hashlib.sha256(packed).hexdigest(),
-            labels_sha256={name: record.labels_hash(splits[name].y, splits[name].a) for name in SPLITS},
+            labels_sha256={name: labels_hash(splits[name].y, splits[name].a) for name in SPLITS},
             has_labels=card.share_labels,
         ),
     )

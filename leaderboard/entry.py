@@ -22,7 +22,8 @@ from ..benchmark import metrics
 from ..benchmark import record as records
 from ..benchmark.errors import CorruptFile, one_line
 from ..benchmark.metrics import Values
-from ..benchmark.record import Arrays, RunRecord
+from ..benchmark.predictions import Arrays
+from ..benchmark.record import RunRecord
 from ..benchmark.spec import SPLITS, Attribute, SplitName
 
 MEANS = ("acc_adj", "acc_mean", "acc_group")

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ..benchmark import record as records
 from ..benchmark.errors import UserError, require
 from ..benchmark.home import write_bytes
-from ..benchmark.record import COUNTING, Arrays, RunRecord
+from ..benchmark.predictions import Arrays, pack
+from ..benchmark.record import COUNTING, RunRecord
 from .verify import verify
 from .verify_dataset import Look, look_up
 
@@ -65,7 +66,7 @@ def _belongs(record: RunRecord, target: Path) -> bool:
 def _write(path: Path, record: RunRecord, target: Path) -> Path:
     place, file = records.record_path(target, record.spec()), record.predictions
     if file is not None:
-        packed = records.pack(compact(records.read_predictions(path, record))) if file.has_labels else b""
+        packed = pack(compact(records.read_predictions(path, record))) if file.has_labels else b""
         told = {"kept": "answers", "sha256": hashlib.sha256(packed).hexdigest()}
         if packed:
             write_bytes(records.predictions_path(place), packed)

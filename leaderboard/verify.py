@@ -13,7 +13,8 @@ from ..benchmark import record as records
 from ..benchmark.agreement import agreement
 from ..benchmark.annotations import Attributes, Held
 from ..benchmark.errors import CorruptFile, UserError
-from ..benchmark.record import Arrays, RunRecord
+from ..benchmark.predictions import Arrays, labels_hash
+from ..benchmark.record import RunRecord
 from ..benchmark.spec import PAPER, PROTOCOL, SplitName
 from .verify_dataset import TOTALS, Look, check, look_up, looking_once
 from .verify_selection import ledger, selection, tuning
@@ -217,7 +218,7 @@ def _labels(record: RunRecord, arrays: Arrays) -> Iterator[str]:
     counts = record.counts()
     for name in _predicted(record) if _labelled(record) else ():
         y, a = arrays[f"{name}_y"].astype(np.int64), arrays[f"{name}_a"].astype(np.int64)
-        if record.predictions is None or records.labels_hash(y, a) != record.predictions.labels_sha256.get(name):
+        if record.predictions is None or labels_hash(y, a) != record.predictions.labels_sha256.get(name):
             yield f"predictions.labels_sha256.{name}: the labels are not those the record was written with"
             continue
         group = metrics.group_index(y, a, record.shape)

@@ -9,8 +9,9 @@ import numpy as np
 from ..benchmark import metrics
 from ..benchmark.errors import UserError
 from ..benchmark.planning import find_card
+from ..benchmark.predictions import Arrays, labels_hash
 from ..benchmark.prepare import asked_for, find_store
-from ..benchmark.record import Arrays, AttributeRow, RunRecord, labels_hash
+from ..benchmark.record import AttributeRow, RunRecord
 from ..benchmark.spec import SPLITS, Card, SplitName
 from ..benchmark.store import Split
 

@@ -10,7 +10,8 @@ from ..benchmark import metrics
 from ..benchmark import record as records
 from ..benchmark.annotations import Attributes, Indices, grant_by_class, granted, halves, most_labels
 from ..benchmark.budget import Budget
-from ..benchmark.record import Arrays, EpochRow, RunRecord
+from ..benchmark.predictions import Arrays
+from ..benchmark.record import EpochRow, RunRecord
 from ..benchmark.search import RECIPE
 from ..benchmark.selection import CRITERIA, PSEUDO_WGA, Criterion, first_best
 from ..benchmark.spec import PAPER, derive_seed

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from worstgroup.benchmark.home import runs_home
 from worstgroup.benchmark.planning import Plan, Request, plan
-from worstgroup.benchmark.record import Arrays, RunRecord, find, pack, predictions_path, read, read_predictions
+from worstgroup.benchmark.predictions import Arrays, pack
+from worstgroup.benchmark.record import RunRecord, find, predictions_path, read, read_predictions
 from worstgroup.benchmark.registry import DATASETS, load_plugin
 
 TINYSET = Path(__file__).parent / "fixtures" / "tinyset.py"

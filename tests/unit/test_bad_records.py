@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from helpers import Call, edit, put, repack
 from worstgroup.benchmark import metrics
-from worstgroup.benchmark.record import Arrays, find, predictions_path, read
+from worstgroup.benchmark.predictions import Arrays
+from worstgroup.benchmark.record import find, predictions_path, read
 
 Pick = Callable[[str], Path]
 FORMATS = ("table", "md", "csv", "latex", "json", "html")

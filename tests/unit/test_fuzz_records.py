@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worstgroup.benchmark import record as records
 from worstgroup.benchmark.errors import CorruptFile
-from worstgroup.benchmark.record import Arrays, predictions_path
+from worstgroup.benchmark.predictions import Arrays
+from worstgroup.benchmark.record import predictions_path
 from worstgroup.leaderboard import entry as entries
 from worstgroup.leaderboard.entry import Read
 from worstgroup.leaderboard.verify import verify

@@ -22,7 +22,8 @@ from worstgroup.benchmark import metrics
 from worstgroup.benchmark.budget import Budget
 from worstgroup.benchmark.errors import CorruptFile
 from worstgroup.benchmark.planning import Absent
-from worstgroup.benchmark.record import find, pack, predictions_path, read, read_predictions
+from worstgroup.benchmark.predictions import pack
+from worstgroup.benchmark.record import find, predictions_path, read, read_predictions
 from worstgroup.leaderboard import statistics
 from worstgroup.leaderboard.aggregate import build, collect
 from worstgroup.leaderboard.estimates import estimate

@@ -13,15 +13,8 @@ from helpers import edit, put, repack
 from worstgroup.benchmark import metrics
 from worstgroup.benchmark.errors import CorruptFile, UserError
 from worstgroup.benchmark.planning import Request, plan
-from worstgroup.benchmark.record import (
-    Arrays,
-    find,
-    pack,
-    predictions_path,
-    read,
-    read_predictions,
-    record_path,
-)
+from worstgroup.benchmark.predictions import Arrays, pack
+from worstgroup.benchmark.record import find, predictions_path, read, read_predictions, record_path
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.spec import PROTOCOL
 from worstgroup.leaderboard import aggregate, verify_dataset

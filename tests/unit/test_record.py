@@ -18,7 +18,8 @@ from worstgroup.benchmark.budget import Budget
 from worstgroup.benchmark.errors import CorruptFile
 from worstgroup.benchmark.home import TEMPORARY, runs_home
 from worstgroup.benchmark.planning import Request, plan
-from worstgroup.benchmark.record import RunRecord, find, pack, predictions_path, read, read_predictions, record_path
+from worstgroup.benchmark.predictions import pack
+from worstgroup.benchmark.record import RunRecord, find, predictions_path, read, read_predictions, record_path
 from worstgroup.benchmark.runner import run_spec
 
 Pick = Callable[[str], Path]

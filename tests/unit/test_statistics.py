@@ -9,8 +9,8 @@ from stubs import counts, examples, make_attributes
 from worstgroup.benchmark import metrics
 from worstgroup.benchmark.cost import StageCost
 from worstgroup.benchmark.metrics import Counts
+from worstgroup.benchmark.predictions import Arrays
 from worstgroup.benchmark.record import (
-    Arrays,
     AttributeRow,
     Cost,
     GroupRow,

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from helpers import edit, places, put, repack, without_train
 from worstgroup.benchmark.planning import Request, plan
-from worstgroup.benchmark.record import Arrays, find, predictions_path, read
+from worstgroup.benchmark.predictions import Arrays
+from worstgroup.benchmark.record import find, predictions_path, read
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.leaderboard.verify import Verdict, orphans, verify, verify_all
 from worstgroup.leaderboard.verify_dataset import CHECKED
