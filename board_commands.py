@@ -41,6 +41,10 @@ def board(
     reproduction: Annotated[
         bool, typer.Option("--reproduction", help="The papers' numbers beside ours instead; as md or csv.")
     ] = False,
+    costs: Annotated[
+        Path | None,
+        typer.Option(help="What methods cost beside what they gain instead, from this file or folder of `profile`."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="In a checkout: fail if its committed tables are not those of its results.")
     ] = False,
@@ -62,12 +66,15 @@ def board(
     folder = path or runs_home()
     if path is not None and not path.is_dir():
         raise UserError(f"{path}: there is no such folder")
-    if output and format_ is Format.table and not reproduction:
+    if output and format_ is Format.table and not (reproduction or costs):
         raise UserError(f"--output {output}: say in which --format, e.g. --format md")
     tables, problems = aggregate.board(record.find(folder))
     print_problems(problems)
     if reproduction:
         _write(_beside_papers(format_, tables), output)
+        return
+    if costs:
+        _write(_beside_costs(costs, format_, tables), output)
         return
     if format_ is Format.table:
         print_leaderboard(tables, splits)
@@ -98,6 +105,15 @@ def _beside_papers(format_: Format, tables: "list[Table]") -> str:
     from .leaderboard import reproduction
 
     return reproduction.render(tables, "md" if format_ is Format.table else format_.value)
+
+
+def _beside_costs(path: Path, format_: Format, tables: "list[Table]") -> str:
+    from .leaderboard import costs
+
+    text = "md" if format_ is Format.table else format_.value
+    if text not in ("md", "csv"):
+        raise UserError(f"--format {text}: --costs is written as md or csv")
+    return costs.render(costs.find(path), tables, text)
 
 
 def _text(format_: Format, tables: "list[Table]", splits: bool) -> str:
