@@ -61,6 +61,8 @@ def board(
     from .leaderboard import aggregate
 
     if check or update:
+        if (check and update) or path or output or reproduction or costs:
+            raise UserError("--check and --update stand alone: they are about the committed tables of a checkout")
         _committed(check)
         return
     folder = path or runs_home()

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from .backbones import build_backbone, check_backbone
 from .budget import RUNGS, SOME, Budget, Requires
-from .errors import UnknownName, UserError
+from .errors import UnknownName, UserError, one_line
 from .fingerprint import code_fingerprint
 from .pictures import with_pixels
 from .pools import Report
-from .record import RunRecord
+from .record import LONGEST, RunRecord
 from .registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
 from .search import RECIPE, Search
 from .selection import CRITERIA, PSEUDO_WGA
@@ -398,6 +398,10 @@ def _split_settings(settings: dict[str, str], host: str, source: str) -> tuple[d
     parts: tuple[dict[str, str], ...] = {}, {}, {}
     for key, value in settings.items():
         prefix, dot, rest = key.rpartition(".")
+        if max(len(key), len(value)) > LONGEST:
+            raise UserError(
+                f"setting {one_line(key, 40)}: it is longer than the {LONGEST} characters that a table shows"
+            )
         if prefix == "data":  # what pixels are read, not how is trained
             continue
         if prefix == "recipe":

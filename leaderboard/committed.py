@@ -17,14 +17,16 @@ from ..benchmark.planning import Request, find_card, native_budget
 from ..benchmark.registry import METHODS, SOURCES
 from ..benchmark.spec import MethodName, method_label
 from ..benchmark.suite import read_suite
-from . import aggregate, render, reproduction
+from . import aggregate, costs, render, reproduction
 from .entry import Entry
 from .index import Collected
 from .table import Table
 
 RESULTS, TABLES = Path("leaderboard/results"), Path("leaderboard/tables")
+COSTS = Path("leaderboard/costs")
+"""Measurements of `worstgroup profile`, a file for each device and setting."""
 MARKED = re.compile(r"(<!-- (?P<suite>[\w/-]+):begin -->\n).*?(<!-- (?P=suite):end -->)", re.DOTALL)
-NOTICE = "<!-- Made by `worstgroup board --update` from leaderboard/results. Do not edit. -->"
+NOTICE = "<!-- Made by `worstgroup board --update` from leaderboard/results and leaderboard/costs. Do not edit. -->"
 
 
 def made(checkout: Path) -> dict[Path, str]:
@@ -34,12 +36,16 @@ def made(checkout: Path) -> dict[Path, str]:
         raise UserError("\n".join(found.problems))
     tables = aggregate.build(found)
     readme = checkout / "README.md"
-    return {
+    texts = {
         checkout / TABLES / "README.md": f"{NOTICE}\n\n{render.to_markdown(tables)}",
         checkout / TABLES / "board.csv": render.to_csv(tables),
         checkout / TABLES / "reproduction.md": f"{NOTICE}\n\n{reproduction.render(tables)}",
         readme: MARKED.sub(lambda match: _marked(match, found), readme.read_text(encoding="utf-8")),
     }
+    if (checkout / COSTS).is_dir():
+        text = costs.render(costs.find(checkout / COSTS), tables)
+        texts[checkout / TABLES / "costs.md"] = f"{NOTICE}\n\n{text}"
+    return texts
 
 
 def differing(checkout: Path) -> list[Path]:

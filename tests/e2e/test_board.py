@@ -59,6 +59,10 @@ def test_an_empty_home_gives_an_empty_page(call: Call, home: Path) -> None:
         (("--reproduction", "--format", "html"), "unknown format 'html'"),
         (("nowhere",), "there is no such folder"),
         (("--check",), "checkout"),
+        (("--check", "--update"), "stand alone"),
+        ((".", "--check"), "stand alone"),
+        (("--costs", "none.csv"), "there is no file of measurements"),
+        (("--costs", "none.csv", "--format", "html"), "--costs is written as md or csv"),
         (("--update",), "checkout"),
     ],
 )

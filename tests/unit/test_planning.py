@@ -331,3 +331,8 @@ def test_a_suite_without_a_row_is_refused(blocks: str, says: str, tmp_path: Path
     path.write_text(f'summary = "none"\n{blocks}\n')
     with pytest.raises(UserError, match=says.replace(".", r"\.")):
         read_suite(str(path))
+
+
+def test_settings_that_no_table_could_show_are_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match=r"setting ldam.margin: it is longer than the 500 characters"):
+        plan([Request("digits2", "ldam", settings={"ldam.margin": "1" * 501})])
