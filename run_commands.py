@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .benchmark import machine
 from .benchmark.errors import UnknownName, UserError
-from .benchmark.machine import cores
 from .terminal import err, interruptible, load_plugins, out, pair, print_leaderboard, print_problems, print_tables
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ Root = Annotated[Path | None, typer.Option(help="Folder that holds the dataset (
 Plugins = Annotated[
     list[Path], typer.Option("--plugin", help="A Python file that registers methods, datasets or backbones.")
 ]
-Jobs = Annotated[int, typer.Option(min=0, help="Worker processes. 0: 1 on a GPU, else one per core up to 4.")]
+Jobs = Annotated[int, typer.Option(min=0, help="Worker processes. 0: one per GPU, else one per core up to 4.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a run. 0: cores over default workers.")]
 Splits = Annotated[bool, typer.Option("--splits", help="Show wga on train and validation too; a CSV always does.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse dataset files with other than the official counts.")]
@@ -69,7 +69,8 @@ def run(
     shard: Annotated[str, typer.Option(help="i/n: only this part of the runs.")] = "",
     strict: Strict = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Prepare the datasets, say what would run, and stop.")
+        bool,
+        typer.Option("--dry-run", help="Prepare the datasets, say what would run and how long it may take, and stop."),
     ] = False,
     splits: Splits = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
@@ -103,7 +104,7 @@ def run(
     if shard:
         made = executors.shard(made, shard)
     if dry_run:
-        _print_plan(made)
+        _print_plan(made, jobs, threads)
         return
     made, records = _execute(made, quiet, jobs, threads, plugin, prune)
     _print_board(made, splits or (named is not None and named.splits))
@@ -227,29 +228,24 @@ def _search(plan: "Plan", quiet: bool, jobs: int, threads: int, plugins: list[Pa
 
 
 def _workers(jobs: int, threads: int) -> dict[str, int]:
-    return {"jobs": jobs or _default_jobs(), "threads": threads or cores() // _default_jobs()}
-
-
-def _default_jobs() -> int:
-    """One run at a time on a GPU; on a CPU a few small processes beat one with all threads."""
     import torch
 
-    return 1 if torch.cuda.is_available() else min(4, cores())
+    return machine.workers(torch.cuda.device_count(), jobs, threads)
 
 
-def _print_plan(plan: "Plan") -> None:
-    from .benchmark.runner import finished
+def _print_plan(plan: "Plan", jobs: int, threads: int) -> None:
+    """What would run, what is finished, and how long it is likely to take."""
+    from .benchmark import forecast
+    from .benchmark.runner import device_name
+    from .plan_report import lines
 
-    for planned in [*plan.runs, *plan.searched()]:
-        if planned.spec is None:
-            state = f"n/a ({planned.reason})"
-        else:
-            state = "finished" if finished(planned.spec) else "to run"
-        out.print(f"{planned.label}: {state}", markup=False, highlight=False, soft_wrap=True)
-    for sweep in plan.sweeps:
-        seeds = ", ".join(str(spec.block.seed) for spec in sweep.runs)
-        text = f"{sweep.label}: then the best of {len(sweep.candidates)} draws on seeds {seeds}"
-        out.print(text, markup=False, highlight=False, soft_wrap=True)
+    workers = _workers(jobs, threads)
+    plan = forecast.settled(plan)
+    specs = [planned.spec for planned in (*plan.runs, *plan.searched()) if planned.spec]
+    specs += [run for sweep in plan.sweeps for run in sweep.runs]
+    history = forecast.read_history(forecast.Device(device_name(), workers["threads"]), specs)
+    for line in lines(plan, forecast.of_plan(plan, history, workers["jobs"])):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_board(plan: "Plan", splits: bool) -> None:

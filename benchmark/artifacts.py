@@ -67,6 +67,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.write_bytes(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
 
 
+def artifact_path(kind: str, identity: Any) -> Path:
+    """Folder of the artifact of this identity, made or not; its name is the artifact's key."""
+    return artifacts_home() / kind / digest([kind, identity])[:24]
+
+
 def artifact(
     kind: str,
     identity: Any,
@@ -77,8 +82,8 @@ def artifact(
 
     A second process that wants the same artifact waits for the first, inside `waiting()`.
     """
-    key = digest([kind, identity])[:24]
-    path = artifacts_home() / kind / key
+    path = artifact_path(kind, identity)
+    key = path.name
     if not (path / "meta.json").exists():
         with ExitStack() as held:
             with waiting():

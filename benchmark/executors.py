@@ -1,5 +1,6 @@
 """Running a plan: one after another in this process, or several worker processes on this machine."""
 
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -7,15 +8,18 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from . import forecast
 from .errors import UserError
+from .machine import on_one_device, visible_gpu
 from .planning import Plan
 from .record import RunRecord
 from .registry import load_plugin
-from .runner import SESSION, finished, run_spec
+from .runner import SESSION, device_name, finished, run_spec
+from .scheduling import Job, Queue
 from .spec import RunSpec
 from .store import Store
 
@@ -56,8 +60,9 @@ def run_plan(
             records[spec.hash] = run_spec(spec, plan.stores[spec.block.dataset], reporter.progress)
             reporter.end(spec, records[spec.hash], time.perf_counter() - start)
     else:
-        pool = _pool(min(jobs, len(missing)), threads, plugins)
-        records |= _run_parallel(missing, plan, reporter, pool)
+        todo = forecast.jobs(missing, forecast.read_history(forecast.Device(device_name(), threads), missing))
+        queue, workers = Queue(todo, forecast.there(todo)), min(jobs, len(missing))
+        records |= _run_parallel(queue, missing, plan, reporter, workers, _pool(workers, threads, plugins))
     return [records[spec.hash] for spec in specs]
 
 
@@ -72,25 +77,32 @@ def shard(plan: Plan, text: str) -> Plan:
     return Plan(runs, plan.stores, plan.sweeps[int(part) - 1 :: int(parts)])
 
 
-def _pool(jobs: int, threads: int, plugins: Sequence[Path]) -> ProcessPoolExecutor:
+def _pool(workers: int, threads: int, plugins: Sequence[Path]) -> ProcessPoolExecutor:
     # spawn: a forked child would inherit torch's threads and locks in an undefined state
-    return ProcessPoolExecutor(jobs, get_context("spawn"), _initialise, (threads, tuple(plugins)))
+    context = get_context("spawn")
+    numbers = context.Value("i", 0)
+    gpus = torch.cuda.device_count()
+    return ProcessPoolExecutor(workers, context, _initialise, (numbers, gpus, threads, tuple(plugins)))
 
 
 def _run_parallel(
-    missing: list[RunSpec], plan: Plan, reporter: Reporter, pool: ProcessPoolExecutor
+    queue: Queue, missing: list[RunSpec], plan: Plan, reporter: Reporter, workers: int, pool: ProcessPoolExecutor
 ) -> dict[str, RunRecord]:
+    specs = {spec.hash: spec for spec in missing}
+    sharers = on_one_device(workers, torch.cuda.device_count())
     records: dict[str, RunRecord] = {}
     try:
-        pending: dict[Future[tuple[RunRecord, float]], RunSpec] = {}
-        for spec in missing:
-            pending[pool.submit(_work, spec, plan.stores[spec.block.dataset], SESSION)] = spec
-        while pending:
+        pending: dict[Future[tuple[RunRecord, float]], Job] = {}
+        while queue or pending:
+            while queue and len(pending) < workers:  # no more: what has ended by then decides what is next
+                job, _ = queue.take()
+                spec = specs[job.key]
+                pending[pool.submit(_work, spec, plan.stores[spec.block.dataset], SESSION, sharers)] = job
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                spec = pending.pop(future)
-                record, seconds = future.result()
-                records[spec.hash] = record
-                reporter.end(spec, record, seconds)
+                job = pending.pop(future)
+                records[job.key], seconds = future.result()
+                queue.done(job, ok=records[job.key].status == "finished")
+                reporter.end(specs[job.key], records[job.key], seconds)
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process died, perhaps for lack of memory. Finished runs are kept; "
@@ -105,15 +117,19 @@ def _run_parallel(
     return records
 
 
-def _initialise(threads: int, plugins: tuple[Path, ...]) -> None:
-    """Set a worker up: the parent alone answers an interrupt."""
+def _initialise(numbers: Any, gpus: int, threads: int, plugins: tuple[Path, ...]) -> None:
+    """Set a worker up, which takes the next of the `numbers` and its GPU: the parent alone answers an interrupt."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with numbers.get_lock():
+        worker, numbers.value = numbers.value, numbers.value + 1
+    if gpus:  # before anything asks for a GPU: then no other one is seen in this process
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpu(worker, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     torch.set_num_threads(threads)
     for plugin in plugins:
         load_plugin(plugin)
 
 
-def _work(spec: RunSpec, store: Store, session: str) -> tuple[RunRecord, float]:
+def _work(spec: RunSpec, store: Store, session: str, sharers: int) -> tuple[RunRecord, float]:
     start = time.perf_counter()
-    record = run_spec(spec, store, session=session)
+    record = run_spec(spec, store, session=session, sharers=sharers)
     return record, time.perf_counter() - start

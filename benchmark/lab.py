@@ -145,7 +145,7 @@ class Lab:
 
     def erm(self) -> Artifact:
         """The block's ERM: weights and validation predictions after every epoch, trained once for all methods."""
-        identity = {"block": self.block.key, "code": engine_fingerprint()}
+        identity = erm_identity(self.block)
         work = work_folder(digest(identity))
         trained = False
 
@@ -253,6 +253,11 @@ class Lab:
         if split != "test":  # predicting the test split is evaluation: no method pays for it
             self.clock.inherit(f"features:{made.key}", made.cost)
         return torch.from_numpy(made.array("features")), torch.from_numpy(made.array("logits"))
+
+
+def erm_identity(block: Block) -> dict[str, str]:
+    """What the shared ERM of a block is addressed by."""
+    return {"block": block.key, "code": engine_fingerprint()}
 
 
 def _epoch(epoch: int) -> str:

@@ -60,7 +60,8 @@ FITTED = (4, 50)
 
 @dataclass(frozen=True)
 class Ask:
-    """What is to be measured: methods on a dataset, or on generated images of `size` px, in one setting.
+    """What is to be measured: methods, each as `METHOD [BUDGET]`, on a dataset, or on generated images of `size` px, in
+    one setting.
 
     `stages` adds whole pipelines for all methods (those of several stages have them anyway), `loops` the engine's
     throughput beside that of other loops; `counted` larger networks, with the size of their images, whose FLOPs follow
@@ -102,10 +103,12 @@ can be trusted.
 
 
 def everything() -> tuple[str, ...]:
-    """All registered methods, ERM first, and DFR with every group source that infers groups without a label."""
+    """All registered methods, ERM first, and DFR with every group source that infers groups without a label, beside the
+    control that takes classes for groups.
+    """
     hosts = (ERM, *(name for name in METHODS if name != ERM))
-    sources = (name for name in SOURCES if SOURCES[name].requires.fit == "none")
-    return (*hosts, *(f"dfr+{name}" for name in sources))
+    sources = (name for name in SOURCES if SOURCES[name].requires.fit == "none" and name != "class")
+    return (*hosts, "dfr@class none", *(f"dfr+{name}" for name in sources))
 
 
 # ------------------------------------------------------------------------------------------------------- measuring
@@ -116,7 +119,7 @@ def measure(ask: Ask, effort: Effort | None = None, report: Report = lambda what
     device = runner.pick_device()
     effort = effort or EFFORTS[device.type]
     require(ask.trace is None or len(ask.methods) == 1, "--trace: a trace is of one method; name one with --method")
-    with _fresh_home(with_data=bool(ask.dataset) or ask.size is None):
+    with _fresh_home(with_data=bool(ask.dataset) or ask.size is None), _without_denormals():
         made = _planned(ask, report)
         erm, *runs = made.runs
         specs = [run.spec for run in runs if run.spec]
@@ -125,6 +128,18 @@ def measure(ask: Ask, effort: Effort | None = None, report: Report = lambda what
             raise UserError("\n".join(f"{run.label}: n/a ({run.reason})" for run in made.runs if run.absent))
         bench = _Bench(made.stores[erm.spec.block.dataset], erm.spec, effort, ask, report)
         return bench.profile(specs, absent)
+
+
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Numbers that are all but zero are zero: a processor takes several times as long for them, and a loss that reaches
+    zero on generated images makes many.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @contextmanager
@@ -153,7 +168,9 @@ def _planned(ask: Ask, report: Report) -> Plan:
     elif ask.size is not None:
         dataset = f"planted:{ask.size}x{max(IMAGES, 4 * (ask.batch or 0))}"
     request = partial(Request, dataset, backbone=ask.backbone, weights="none", seeds=(0,), settings=settings)
-    return plan([request(ERM), *(request(name, budget=ask.budget) for name in ask.methods)], ask.root, report=report)
+    cells = (text.partition(" ") for text in ask.methods)
+    asked = [request(name, budget=budget or ask.budget) for name, _, budget in cells]
+    return plan([request(ERM), *asked], ask.root, report=report)
 
 
 class _Bench:

@@ -66,17 +66,19 @@ def run_spec(
     progress: Progress = lambda stage, epoch, epochs: None,
     session: str = SESSION,
     watch: Watch = lambda value: None,
+    sharers: int = 1,
 ) -> RunRecord:
     """Make one run and write its record; a second process that wants the same run waits and reads it.
 
-    A non-finite loss, a method's own refusal or a crash in it give a record with status `failed`.
+    `sharers` are the worker processes on its device, itself among them, for the record: its seconds are theirs too. A
+    non-finite loss, a method's own refusal or a crash in it give a record with status `failed`.
     """
     path = record.record_path(runs_home(), spec)
     with lock(path):
         done = finished(spec)
         if done is not None:
             return done
-        facts, clock = _facts(spec, store.card, session), Clock(pick_device())
+        facts, clock = _facts(spec, store.card, session, sharers), Clock(pick_device())
         try:
             facts["tuning"] = _tuning(path, spec)
             require(not spec.candidates or facts["tuning"], f"{spec.label}: candidates of its search are not there")
@@ -219,7 +221,7 @@ def _logits(lab: Lab, predictor: Predictor, split: SplitName) -> NDArray[np.floa
 # --------------------------------------------------------------------------------------------------------- records
 
 
-def _facts(spec: RunSpec, card: Card, session: str) -> dict[str, Any]:
+def _facts(spec: RunSpec, card: Card, session: str, sharers: int) -> dict[str, Any]:
     """What the record says before anything has run."""
     block = spec.block
     return {
@@ -247,18 +249,23 @@ def _facts(spec: RunSpec, card: Card, session: str) -> dict[str, Any]:
         "code": spec.code,
         "classes": list(card.classes),
         "attributes": [record.AttributeRow(**asdict(attribute)) for attribute in card.attributes],
-        "env": environment(session),
+        "env": environment(session, sharers),
     }
 
 
-def environment(session: str) -> dict[str, Any]:
-    """Device and versions that a result was made with."""
+def device_name() -> str:
+    """What the device calls itself."""
     device = pick_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
+def environment(session: str, sharers: int = 1) -> dict[str, Any]:
+    """Device and versions that a result was made with, and how many worker processes shared the device."""
     packages = ("worstgroup", "torch", "torchvision", "numpy", "scikit-learn", "pillow")
     return {
-        "device": name,
-        "device_type": device.type,
+        "device": device_name(),
+        "device_type": pick_device().type,
+        "sharers": sharers,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),

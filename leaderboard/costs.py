@@ -193,13 +193,13 @@ def _main(sheet: Sheet, tables: Sequence[Table], ratios: dict[str, tuple[float, 
 
 
 def _larger(sheet: Sheet) -> str:
-    """FLOPs on networks that were not timed, empty without any."""
-    rows = [
-        [markdown(cost.method), *(f"{cost.images[name] / 1e9:.4g}" for name in sheet.networks)]
-        for cost in sheet.costs
-        if cost.images
-    ]
-    headings = ["GFLOP", *sheet.networks]
+    """FLOPs on networks that were not timed, a line for all methods of the same; empty without any."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for cost in sheet.costs:
+        if cost.images:
+            alike.setdefault(tuple(f"{cost.images[name] / 1e9:.4g}" for name in sheet.networks), []).append(cost.method)
+    rows = [[*flops, markdown(", ".join(methods))] for flops, methods in alike.items()]
+    headings = [*(f"GFLOP, {name}" for name in sheet.networks), "methods"]
     return tabulate(rows, headings, tablefmt="github", disable_numparse=True) if rows else ""
 
 

@@ -69,8 +69,8 @@ def test_a_line_for_every_method_beside_what_it_gains(file: Path) -> None:
     assert cells(text, "ex2l")[5:] == ["n/a", "n/a", "+20.0 [+10.0, +31.0]"]
     assert cells(text, "dfr") == ["dfr", "val", "n/a", "n/a", "", "1.25", "1.12", ""]  # its row has another budget
     assert cells(text, "erm")[5:7] == ["1.00", "1.00"]
-    assert cells(text, "GFLOP") == ["GFLOP", "resnet50 224 px"]
-    assert "| ex2l | 49" in " ".join(text.split())
+    assert cells(text, "GFLOP, resnet50 224 px") == ["GFLOP, resnet50 224 px", "methods"]
+    assert cells(text, "49") == ["49", "ex2l"]
     assert "AMD EPYC, 1 thread" in text
 
 

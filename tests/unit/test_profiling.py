@@ -79,11 +79,16 @@ def test_methods_that_do_not_exist_there_are_named_beside_the_others() -> None:
     assert "| ex2l: n/a (needs val-5 or richer) |" in profile_report.to_markdown(made)
 
 
+def test_a_method_may_name_its_budget() -> None:
+    made = measure(replace(TINY, methods=("dfr@class none",)), SHORT)
+    assert [(method.label, method.budget) for method in made.methods] == [("dfr@class", "none")]
+
+
 def test_all_methods_and_all_sources_that_need_no_label_are_in_the_suite() -> None:
     names = everything()
     assert names[0] == "erm"
-    assert set(METHODS) == {name for name in names if "+" not in name}
-    assert {"dfr+exmap", "dfr+george", "dfr+class"} <= set(names)
+    assert set(METHODS) == {name for name in names if name.isalnum()}
+    assert {"dfr+exmap", "dfr+george", "dfr@class none"} <= set(names)
     assert not {"dfr+oracle", "dfr+predictor"} & set(names)
 
 
