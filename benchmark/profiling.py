@@ -65,7 +65,8 @@ class Ask:
 
     `stages` adds whole pipelines for all methods (those of several stages have them anyway), `loops` the engine's
     throughput beside that of other loops; `counted` larger networks, with the size of their images, whose FLOPs follow
-    from the passes that are counted here; `trace` is where a trace of the method's steps goes.
+    from the passes that are counted here; `trace` is where a trace of the method's steps goes. With `skip` a method
+    that refuses the network or the images is left out and named.
     """
 
     methods: tuple[str, ...]
@@ -78,6 +79,7 @@ class Ask:
     stages: bool = False
     loops: bool = False
     counted: tuple[tuple[str, int], ...] = ()
+    skip: bool = False
     trace: Path | None = None
     root: Path | None = None
 
@@ -85,7 +87,7 @@ class Ask:
 LARGE = (("resnet50", 224), ("convnext_tiny", 224), ("convnext_base", 224))
 
 SUITES = {
-    "methods": Ask((), backbone="resnet18", size=64, stages=True, counted=LARGE),
+    "methods": Ask((), backbone="resnet18", size=64, stages=True, counted=LARGE, skip=True),
     "gpu": Ask(
         (ERM, "groupdro", "ex2l", "dfr", "dfr+exmap", "mac", "jtt"),
         backbone="resnet50",
@@ -120,10 +122,10 @@ def measure(ask: Ask, effort: Effort | None = None, report: Report = lambda what
     effort = effort or EFFORTS[device.type]
     require(ask.trace is None or len(ask.methods) == 1, "--trace: a trace is of one method; name one with --method")
     with _fresh_home(with_data=bool(ask.dataset) or ask.size is None), _without_denormals():
-        made = _planned(ask, report)
+        made, absent = _planned(ask, report)
         erm, *runs = made.runs
         specs = [run.spec for run in runs if run.spec]
-        absent = [run.absent for run in runs if run.absent]
+        absent += [run.absent for run in runs if run.absent]
         if erm.spec is None or not specs:
             raise UserError("\n".join(f"{run.label}: n/a ({run.reason})" for run in made.runs if run.absent))
         bench = _Bench(made.stores[erm.spec.block.dataset], erm.spec, effort, ask, report)
@@ -154,8 +156,11 @@ def _fresh_home(with_data: bool = True) -> Iterator[None]:
             yield
 
 
-def _planned(ask: Ask, report: Report) -> Plan:
-    """ERM and the methods, planned together; raises `UserError` for everything that is wrong with them."""
+def _planned(ask: Ask, report: Report) -> tuple[Plan, list[Absent]]:
+    """ERM and the methods, planned together, and those that are skipped.
+
+    Raises `UserError` for everything that is wrong with the others.
+    """
     require(bool(ask.methods), "name a method with --method, or several separated by commas")
     require(ask.size is None or ask.size >= 8, f"--size {ask.size}: it must be at least 8 px")
     require(ask.batch is None or ask.batch >= 2, f"--batch {ask.batch}: it must be at least 2 images")
@@ -170,7 +175,14 @@ def _planned(ask: Ask, report: Report) -> Plan:
     request = partial(Request, dataset, backbone=ask.backbone, weights="none", seeds=(0,), settings=settings)
     cells = (text.partition(" ") for text in ask.methods)
     asked = [request(name, budget=budget or ask.budget) for name, _, budget in cells]
-    return plan([request(ERM), *asked], ask.root, report=report)
+    absent: list[Absent] = []
+    for one in list(asked) if ask.skip else ():
+        try:
+            plan([one], ask.root, report=report)
+        except UserError as error:
+            asked.remove(one)
+            absent.append(Absent(dataset, ask.backbone, one.method, one.budget, str(error)))
+    return plan([request(ERM), *asked], ask.root, report=report), absent
 
 
 class _Bench:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,11 @@ def test_ls_lists_every_kind(call: Call, runs: Path, kind: str) -> None:
     assert (done.code, done.err) == (0, "")
     for name in expected:
         assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", done.out), name
+
+
+def test_the_version_is_that_of_the_package(call: Call) -> None:
+    done = call("--version")
+    assert (done.code, done.out) == (0, f"worstgroup {version('worstgroup')}\n")
 
 
 def test_ls_runs_of_an_empty_home(call: Call) -> None:

@@ -79,6 +79,17 @@ def test_methods_that_do_not_exist_there_are_named_beside_the_others() -> None:
     assert "| ex2l: n/a (needs val-5 or richer) |" in profile_report.to_markdown(made)
 
 
+def test_a_suite_skips_what_refuses_the_network() -> None:
+    ask = Ask(("erm", "ex2l"), backbone="alexnet", size=64, batch=2, skip=True)
+    made = measure(ask, Effort(1, 2, 1))
+    assert [method.label for method in made.methods] == ["erm"]
+    (absent,) = made.absent
+    assert absent.method == "ex2l"
+    assert "maps of 1x1 pixels" in absent.reason
+    with pytest.raises(UserError, match="maps of 1x1 pixels"):
+        measure(replace(ask, skip=False))
+
+
 def test_a_method_may_name_its_budget() -> None:
     made = measure(replace(TINY, methods=("dfr@class none",)), SHORT)
     assert [(method.label, method.budget) for method in made.methods] == [("dfr@class", "none")]
