@@ -43,6 +43,10 @@ Plugins = Annotated[
 ]
 Jobs = Annotated[int, typer.Option(min=0, help="Worker processes. 0: one per GPU, else one per core up to 4.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a run. 0: cores over default workers.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option("--deterministic", help="The same bits again on the same GPU, as far as there are kernels; slower."),
+]
 Splits = Annotated[bool, typer.Option("--splits", help="Show wga on train and validation too; a CSV always does.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse dataset files with other than the official counts.")]
 
@@ -72,15 +76,17 @@ def run(
         bool,
         typer.Option("--dry-run", help="Prepare the datasets, say what would run and how long it may take, and stop."),
     ] = False,
+    deterministic: Deterministic = False,
     splits: Splits = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""
-    from .benchmark import executors
+    from .benchmark import determinism, executors
     from .benchmark.planning import DEFAULT_SEEDS, Request
     from .benchmark.suite import read_suite
 
     load_plugins(plugin)
+    determinism.deterministic(deterministic)
     settings = dict(pair(text) for text in set_)
     chosen = _numbers(seeds) if seeds else ()
     named = read_suite(suite) if suite else None

@@ -6,7 +6,7 @@ the same bits, without storing any generator.
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +21,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .artifacts import load_state
+from .backbones import Backbone
 from .cost import Clock, StageCost
 from .data import Batch, Pixels, Sampler, augment, random_order, weighted
+from .device import compile_trunk, kernels, optimizer_options
 from .errors import NonFiniteLoss
 from .fingerprint import engine_fingerprint
 from .home import write_bytes
@@ -30,11 +32,12 @@ from .selection import Score, Selector
 from .spec import Recipe, derive_seed
 
 if TYPE_CHECKING:
-    from .backbones import Backbone
     from .task import Task
 
 CHECK_EVERY = 50
-"""Steps between looks at the losses: each look waits for the device."""
+"""Steps between looks at the losses: each look waits for the device, and nothing else in an epoch does."""
+KEPT = 2**28
+"""Bytes of outputs that stay on the device before they are copied to the host, which waits for the device."""
 EVAL_VALUES = {"cpu": 2**21, "cuda": 2**25}
 """Pixel values of an evaluation batch: on a processor 512 images of 32 px, or 32 of 224 px."""
 
@@ -55,7 +58,7 @@ class Objective(Generic[ConfigT]):
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 
-    def setup(self, task: "Task", model: "Backbone") -> None:
+    def setup(self, task: "Task", model: Backbone) -> None:
         """Called once before training; keep the model, ask the task for groups, build extra networks."""
         self.model = model
 
@@ -113,14 +116,15 @@ class Objective(Generic[ConfigT]):
         """Take back what `state_dict` gave."""
 
 
-def make_optimizer(parameters: Iterator[nn.Parameter], recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser; weight decay is coupled L2 except for adamw."""
-    lr, decay = recipe.lr, recipe.weight_decay
+def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> Optimizer:
+    """The recipe's optimiser, fused on a GPU; weight decay is coupled L2 except for adamw."""
+    lr, decay, chosen = recipe.lr, recipe.weight_decay, list(parameters)
+    options: dict[str, Any] = optimizer_options(chosen[0].device) if chosen else {}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
+        return torch.optim.SGD(chosen, lr=lr, weight_decay=decay, momentum=recipe.momentum, **options)
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+        return torch.optim.Adam(chosen, lr=lr, weight_decay=decay, **options)
+    return torch.optim.AdamW(chosen, lr=lr, weight_decay=decay, **options)
 
 
 @dataclass
@@ -167,7 +171,7 @@ class Training:
     watch: Callable[[float], None] = lambda value: None
 
 
-def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training: Training) -> Trajectory:
+def fit(objective: Objective[Any], model: Backbone, sampler: Sampler, training: Training) -> Trajectory:
     """Train until the last epoch, leave the selected epoch's weights in `model`, and say how it went.
 
     Raises `NonFiniteLoss` at the first step whose loss is NaN or infinite.
@@ -177,8 +181,9 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
     recipe, clock = training.recipe, training.clock
     players = Players.of(objective, model, recipe)
     base_lr = [group["lr"] for group in players.parameter_groups()]
+    device = training.train.device
 
-    with clock.stage(training.stage) as cost, watched(model) as changed:
+    with kernels(recipe.precision, device), clock.stage(training.stage) as cost, watched(model) as changed:
         others = cost.scaled(-1)  # a checkpoint holds the bill of its own training, not of the whole stage
         trajectory, best = _restore(training, players, cost)
         if training.selector is not None:
@@ -191,14 +196,14 @@ def fit(objective: Objective[Any], model: "Backbone", sampler: Sampler, training
             order, images = (torch.Generator().manual_seed(seed) for seed in seeds[:2])
             torch.manual_seed(seeds[2])
             batches = sampler(order)
-            transform = objective.transform(recipe, images)
+            made = training.train.epoch(batches, objective.transform(recipe, images))
             players.networks.train()
             losses: list[Tensor] = []
-            for i, index in enumerate(batches):
+            for i in range(len(batches)):
                 _set_lr(players, base_lr, objective.lr_factor(recipe, epoch - 1 + i / len(batches)))
                 changed.clear()
-                with autocast(recipe, training.train.device):
-                    losses.append(objective.step(training.train.batch(index, transform), players.optimizers))
+                with autocast(recipe, device):
+                    losses.append(objective.step(next(made), players.optimizers))
                 cost.n_updates += bool(changed)
                 if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):
                     _check_finite(losses, training.stage, epoch)
@@ -268,11 +273,25 @@ def predict(function: Callable[[Tensor], Tensor], model: nn.Module, pixels: Pixe
     model.eval()
     values = EVAL_VALUES.get(pixels.device.type, EVAL_VALUES["cuda"])
     size = min(512, max(32, values // pixels.stored(0).numel()))  # maps of many large images fill the memory
-    with autocast(recipe, pixels.device):
-        return torch.cat([function(batch.x).float().cpu() for batch in pixels.batches(size)])
+    with kernels(recipe.precision, pixels.device), autocast(recipe, pixels.device):
+        return on_host(function(batch.x).float() for batch in pixels.batches(size))
 
 
-def _evaluate(model: "Backbone", training: Training, train_loss: float) -> Epoch:
+def on_host(outputs: Iterable[Tensor]) -> Tensor:
+    """Outputs (B, ...) of all batches as one tensor (n, ...) on the CPU, copied `KEPT` bytes at a time."""
+    copied: list[Tensor] = []
+    waiting: list[Tensor] = []
+    for output in outputs:
+        waiting.append(output)
+        if sum(part.nbytes for part in waiting) >= KEPT:
+            copied.append(torch.cat(waiting).cpu())
+            waiting = []
+    if waiting:
+        copied.append(torch.cat(waiting).cpu())
+    return copied[0] if len(copied) == 1 else torch.cat(copied)
+
+
+def _evaluate(model: Backbone, training: Training, train_loss: float) -> Epoch:
     if training.val is None:
         return Epoch(train_loss, math.nan, np.empty(0, np.int16))
     logits = predict(model, model, training.val, training.recipe)
@@ -305,14 +324,15 @@ class Players:
     optimizers: dict[str, Optimizer]
 
     @classmethod
-    def of(cls, objective: Objective[Any], model: "Backbone", recipe: Recipe) -> "Players":
+    def of(cls, objective: Objective[Any], model: Backbone, recipe: Recipe) -> "Players":
         """Those of an objective that is set up for `model`, laid out and compiled as the recipe says."""
         players = cls(objective, nn.ModuleDict(objective.networks()), objective.optimizers(recipe))
         if recipe.channels_last:
             players.networks.to(memory_format=torch.channels_last)
         if recipe.compile:
-            trunk = model.trunk  # its forward alone: the hook that counts passes stays outside, the state keeps names
-            setattr(trunk, "forward", torch.compile(trunk.forward))  # noqa: B010
+            for network in dict.fromkeys([model, *players.networks.values()]):
+                if isinstance(network, Backbone):
+                    compile_trunk(network.trunk)
         return players
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from . import forecast
+from .determinism import deterministic
 from .errors import UserError
 from .machine import on_one_device, visible_gpu
 from .planning import Plan
@@ -80,9 +81,9 @@ def shard(plan: Plan, text: str) -> Plan:
 def _pool(workers: int, threads: int, plugins: Sequence[Path]) -> ProcessPoolExecutor:
     # spawn: a forked child would inherit torch's threads and locks in an undefined state
     context = get_context("spawn")
-    numbers = context.Value("i", 0)
-    gpus = torch.cuda.device_count()
-    return ProcessPoolExecutor(workers, context, _initialise, (numbers, gpus, threads, tuple(plugins)))
+    numbers, gpus = context.Value("i", 0), torch.cuda.device_count()
+    settings = numbers, gpus, threads, tuple(plugins), torch.are_deterministic_algorithms_enabled()
+    return ProcessPoolExecutor(workers, context, _initialise, settings)
 
 
 def _run_parallel(
@@ -117,7 +118,7 @@ def _run_parallel(
     return records
 
 
-def _initialise(numbers: Any, gpus: int, threads: int, plugins: tuple[Path, ...]) -> None:
+def _initialise(numbers: Any, gpus: int, threads: int, plugins: tuple[Path, ...], same_bits: bool) -> None:
     """Set a worker up, which takes the next of the `numbers` and its GPU: the parent alone answers an interrupt."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with numbers.get_lock():
@@ -125,6 +126,7 @@ def _initialise(numbers: Any, gpus: int, threads: int, plugins: tuple[Path, ...]
     if gpus:  # before anything asks for a GPU: then no other one is seen in this process
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpu(worker, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     torch.set_num_threads(threads)
+    deterministic(same_bits)
     for plugin in plugins:
         load_plugin(plugin)
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import engine, metrics, record
+from . import determinism, engine, metrics, record
 from .agreement import agreement
 from .annotations import Annotations, Attributes, Held, halves
 from .artifacts import work_folder
 from .cost import Clock, CostReport
+from .device import kernel_options
 from .errors import DiskError, NonFiniteLoss, UserError, require
 from .home import lock, runs_home
 from .lab import Lab, Progress, Watch
@@ -82,7 +83,8 @@ def run_spec(
         try:
             facts["tuning"] = _tuning(path, spec)
             require(not spec.candidates or facts["tuning"], f"{spec.label}: candidates of its search are not there")
-            result, packed = _adopted(facts, path, spec) or execute(spec, store, facts, clock, progress, watch)
+            with determinism.noted(facts["env"]):
+                result, packed = _adopted(facts, path, spec) or execute(spec, store, facts, clock, progress, watch)
         except DiskError:
             raise
         except Exception as error:  # a method's bug must not end the suite
@@ -249,7 +251,7 @@ def _facts(spec: RunSpec, card: Card, session: str, sharers: int) -> dict[str, A
         "code": spec.code,
         "classes": list(card.classes),
         "attributes": [record.AttributeRow(**asdict(attribute)) for attribute in card.attributes],
-        "env": environment(session, sharers),
+        "env": environment(session, sharers) | kernel_options(block.recipe.precision, pick_device()),
     }
 
 
@@ -260,18 +262,25 @@ def device_name() -> str:
 
 
 def environment(session: str, sharers: int = 1) -> dict[str, Any]:
-    """Device and versions that a result was made with, and how many worker processes shared the device."""
+    """Device and versions that a result was made with, how many worker processes shared the device, and how far the
+    same bits are to be had there again.
+    """
+    device = pick_device()
+    on_gpu = device.type == "cuda"
+    cudnn = torch.backends.cudnn.version() if on_gpu else None  # type: ignore[no-untyped-call]
+    libraries = {"cuda": torch.version.cuda, "cudnn": cudnn} if on_gpu else {}
     packages = ("worstgroup", "torch", "torchvision", "numpy", "scikit-learn", "pillow")
     return {
         "device": device_name(),
-        "device_type": pick_device().type,
+        "device_type": device.type,
         "sharers": sharers,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "platform": platform.system().lower(),
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: version(package) for package in packages} | libraries,
         "session": session,
+        **determinism.facts(device),
     }
 
 

@@ -84,7 +84,13 @@ Schedule = Literal["constant", "cosine"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every method of a block trains: the same images per step, steps and augmentation for all."""
+    """How every method of a block trains: the same images per step, steps and augmentation for all.
+
+    `precision`: `fp32` is single precision everywhere, also on a GPU, where PyTorch by itself would round convolutions
+    to TF32; `tf32` rounds the factors of convolutions and matrix products to 10 bits of mantissa there, and is fp32 on
+    a CPU; `bf16` is autocast to bfloat16, whose exceptions stay in single precision. `compile` compiles the trunks of
+    all networks that train.
+    """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 1e-3
@@ -94,7 +100,7 @@ class Recipe:
     epochs: int = 30
     schedule: Schedule = "constant"
     augment: Literal["none", "flip", "crop+flip"] = "none"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
     patience: int = 0

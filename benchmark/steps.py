@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import engine, runner
 from .backbones import Backbone
 from .cost import StageCost
-from .data import Sampler
+from .data import Batch, Sampler
+from .device import kernels
 from .errors import require
 from .spec import RunSpec, derive_seed
 from .store import Store
@@ -185,8 +186,8 @@ class Side:
         self._batches = self._endless()
         self.players = engine.Players.of(setup.objective, setup.model, self.recipe)
 
-    def _endless(self) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor] | None]]:
-        """Index batches and their transforms, epoch after epoch; the last batch of each, often short, is left out."""
+    def _endless(self) -> Iterator[Batch]:
+        """Batches, epoch after epoch, each made when it is asked for; the last, often short one of each is left out."""
         epoch = 0
         while True:
             epoch += 1
@@ -194,14 +195,12 @@ class Side:
             order, images = (torch.Generator().manual_seed(seed) for seed in seeds)
             batches = self.setup.sampler(order)
             transform = self.setup.objective.transform(self.recipe, images)
-            for index in batches[: max(len(batches) - 1, 1)]:
-                yield index, transform
+            yield from self.training.train.epoch(batches[: max(len(batches) - 1, 1)], transform)
 
     def _step(self, players: engine.Players, watch: Stopwatch) -> tuple[Tensor, int]:
         """The engine's step: its detached loss, and the number of images."""
-        index, transform = next(self._batches)
         with engine.autocast(self.recipe, self.device):
-            batch = self.training.train.batch(index, transform)
+            batch = next(self._batches)
             with watch.lap():
                 loss = players.objective.step(batch, players.optimizers)
         return loss, len(batch.y)
@@ -211,7 +210,11 @@ class Side:
         clock, watch = self.training.clock, Stopwatch(self.device)
         self.players.networks.train()
         losses, updated, images = [], [], 0
-        with clock.stage(STAGE) as cost, engine.watched(self.setup.model) as changed:
+        with (
+            kernels(self.recipe.precision, self.device),
+            clock.stage(STAGE) as cost,
+            engine.watched(self.setup.model) as changed,
+        ):
             before, start = replace(cost), time.perf_counter()
             for _ in range(steps):
                 changed.clear()

@@ -20,6 +20,7 @@ from torchvision import transforms
 from . import engine
 from .backbones import build_backbone
 from .data import CROP_AREA, CROP_RATIO, augment
+from .device import compile_trunk, kernels
 from .errors import UserError
 from .machine import cores
 from .spec import Recipe
@@ -56,21 +57,16 @@ class Roofline:
 
 
 def measure_roofline(device: torch.device, precision: str, *, matmul: int = 0, copied: int = 0) -> Roofline:
-    """The best of some repeats in the precision `fp32` (with TF32 where convolutions use it) or `bf16`."""
+    """The best of some repeats in the precision of a recipe."""
     side = matmul or MATMUL[device.type]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
     source = torch.ones(copied or COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    matmuls = torch.backends.cuda.matmul
-    before = matmuls.allow_tf32
-    matmuls.allow_tf32 = torch.backends.cudnn.allow_tf32
-    try:
+    with kernels(precision, device):
         multiply = _fastest(lambda: torch.mm(a, b, out=product), device)
         copy = _fastest(lambda: target.copy_(source), device)
-    finally:
-        matmuls.allow_tf32 = before
     return Roofline(2 * side**3 / multiply, 2 * source.nbytes / copy)
 
 
@@ -99,13 +95,14 @@ class Throughput:
 def bare_loop(images: Tensor, backbone: str, recipe: Recipe, device: torch.device, *, steps: int, warmup: int) -> float:
     """Images per second of the shortest loop that does ERM's arithmetic on images (n, h, w, c), uint8, on the device.
 
-    Same network, precision, layout, augmentation and optimiser as the engine's; nothing is counted or checked.
+    Same network, precision, kernels, layout, augmentation and optimiser as the engine's; nothing is counted or checked.
     """
     images, (height, width) = images.to(device), images.shape[1:3]
     model = build_backbone(backbone, num_classes=2, image=(height, width)).to(device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
-    trunk = torch.compile(model.trunk) if recipe.compile else model.trunk
+    if recipe.compile:
+        compile_trunk(model.trunk)
     optimizer = engine.make_optimizer(model.parameters(), recipe)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     transform = augment(recipe.augment, torch.Generator())
@@ -117,19 +114,21 @@ def bare_loop(images: Tensor, backbone: str, recipe: Recipe, device: torch.devic
         x = (transform(x) if transform else x).sub_(0.5).div_(0.25)
         optimizer.zero_grad(set_to_none=True)
         with engine.autocast(recipe, device):
-            loss = F.cross_entropy(model.head(model.neck(trunk(x))), y[index])
+            loss = F.cross_entropy(model(x), y[index])
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return len(x)
 
-    return _rate(step, steps, warmup, device)
+    with kernels(recipe.precision, device):
+        return _rate(step, steps, warmup, device)
 
 
 def reference_loop(
     files: Sequence[Path], size: int, backbone: str, batch: int, workers: int, device: torch.device, steps: int
 ) -> float:
     """Images per second of the loop that most released code has: a DataLoader whose workers decode pictures with PIL
-    at every access, fp32, NCHW, no compilation. The first two batches, while workers start, are not timed.
+    at every access, fp32 as PyTorch has it by itself (on a GPU convolutions in TF32), NCHW, no compilation. The first
+    two batches, while workers start, are not timed.
     """
     model = build_backbone(backbone, num_classes=2, image=(size, size)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..benchmark.backbones import Backbone
 from ..benchmark.budget import Requires
 from ..benchmark.data import Batch
+from ..benchmark.device import to_device
 from ..benchmark.engine import Objective
 from ..benchmark.errors import require
 from ..benchmark.registry import method
@@ -61,7 +62,7 @@ class LISA(Objective[Config]):
     def loss(self, batch: Batch) -> Tensor:
         within_classes = torch.rand(()).item() < self.config.p_select  # drawn on the processor: nothing waits
         first, second = pairs(batch.y, self.a[batch.index], within_classes)
-        share = Beta(self.config.alpha, self.config.alpha).sample((len(first),)).to(batch.x)
+        share = to_device(Beta(self.config.alpha, self.config.alpha).sample((len(first),)), batch.x.device)
         blend = mixup if self.config.mix == "mixup" else cutmix
         x, share = blend(batch.x[first], batch.x[second], share)
         y = F.one_hot(batch.y, self.model.num_classes).to(x)

@@ -49,7 +49,10 @@ def partners(y: Tensor, generator: torch.Generator | None = None) -> Tensor:
     Every other class in the batch is equally likely. In a batch of one class it is a random permutation. A generator
     must be on the device of `y`; by default it is torch's global one.
     """
-    if (y == y[0]).all():
-        return torch.randperm(len(y), generator=generator, device=y.device)
-    weight = (y[:, None] != y) / y.bincount()[y]
-    return weight.multinomial(1, generator=generator)[:, 0]
+    other = y[:, None] != y
+    if y.device.type == "cpu" and not other.any():  # of a GPU this is not asked: the host would wait for the answer
+        return torch.randperm(len(y), generator=generator)
+    weight = other / (~other).sum(0)
+    noise = torch.empty_like(weight).exponential_(generator=generator)
+    drawn = (weight / noise).argmax(1)  # what multinomial draws, which would look at the weights first
+    return drawn if y.device.type == "cpu" else torch.where(other.any(), drawn, noise[0].argsort())

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...benchmark.data import crop_boxes, resized_crop
+from ...benchmark.device import to_device
 
 VIEWS = ((1.0, 0.0), (0.1, 0.2))
 """Of either view, the chances of blur and of being solarised."""
@@ -52,7 +53,7 @@ def some(x: Tensor, chance: float, change: Change, generator: torch.Generator) -
     chosen = (torch.rand(len(x), generator=generator) < chance).nonzero()[:, 0]
     if len(chosen) == 0:
         return x
-    chosen = chosen.to(x.device)
+    chosen = to_device(chosen, x.device)
     return x.index_copy(0, chosen, change(x[chosen]))
 
 
@@ -60,7 +61,8 @@ def jittered(x: Tensor, generator: torch.Generator) -> Tensor:
     """Brightness, contrast, saturation and hue changed at random, in a random order."""
 
     def factor(strength: float) -> Tensor:
-        return (1 + strength * (2 * torch.rand(len(x), generator=generator) - 1)).to(x.device).view(-1, 1, 1, 1)
+        drawn = 1 + strength * (2 * torch.rand(len(x), generator=generator) - 1)
+        return to_device(drawn, x.device).view(-1, 1, 1, 1)
 
     changes: list[Change] = [lambda x: brightened(x, factor(BRIGHTNESS)), lambda x: contrasted(x, factor(CONTRAST))]
     if x.shape[1] == 3:
@@ -93,7 +95,7 @@ def turned(x: Tensor, turns: Tensor) -> Tensor:
     sixths = torch.where(top == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
     sixths = torch.where(top == red, (green - blue) / divisor, sixths)
     # A channel is `top` in the third of the circle around its colour, `top - chroma` in the third opposite.
-    channels = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
+    channels = to_device(torch.tensor([5.0, 3.0, 1.0]), x.device).view(1, 3, 1, 1)
     place = (channels + sixths[:, None] + 6 * turns) % 6
     return top[:, None] - chroma[:, None] * place.minimum(4 - place).clamp(0, 1)
 
@@ -102,14 +104,14 @@ def grey(x: Tensor) -> Tensor:
     """Luma (B, 1, H, W) of RGB pixels, the mean of any other channels."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    return (x * torch.tensor(LUMA, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (x * to_device(torch.tensor(LUMA), x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def blurred(x: Tensor, generator: torch.Generator) -> Tensor:
     """A Gaussian blur of random width for each image."""
     scale, (low, high) = min(x.shape[2:]) / BLUR_SIDE, BLUR
     sigma = scale * (low + (high - low) * torch.rand(len(x), generator=generator))
-    return blur(x, sigma.to(x.device), reach=math.ceil(3 * high * scale))
+    return blur(x, to_device(sigma, x.device), reach=math.ceil(3 * high * scale))
 
 
 def blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:

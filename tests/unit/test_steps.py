@@ -193,7 +193,7 @@ def test_the_layout_and_precision_of_the_recipe_are_those_of_the_step() -> None:
 def test_compiled_steps_are_timed_and_their_flops_still_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def compiled(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def compiled(forward: Callable[[Tensor], Tensor], **_: Any) -> Callable[[Tensor], Tensor]:
         def run(x: Tensor) -> Tensor:
             calls.append(len(x))
             return forward(x)
