@@ -1,6 +1,9 @@
 """The commands that train: `run` and `tune`; `cli.py` registers them."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +14,20 @@ from .benchmark.errors import UnknownName, UserError
 from .terminal import err, interruptible, load_plugins, out, pair, print_leaderboard, print_problems, print_tables
 
 if TYPE_CHECKING:
+    from .benchmark.executors import Reporter
     from .benchmark.planning import Plan, Request
     from .benchmark.record import RunRecord
     from .benchmark.suite import Suite
+
+    RunPlan = Callable[[Plan, Reporter], list[RunRecord]]
+
+
+class Executor(StrEnum):
+    """Where runs are made."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
 
 Backbone = Annotated[str, typer.Option(help="Default: the dataset's own.")]
 Weights = Annotated[
@@ -47,6 +61,21 @@ Deterministic = Annotated[
     bool,
     typer.Option("--deterministic", help="The same bits again on the same GPU, as far as there are kernels; slower."),
 ]
+On = Annotated[
+    Executor,
+    typer.Option(
+        "--executor",
+        help="local: processes here. ray: a Ray cluster, the one at RAY_ADDRESS, else the one that runs on this "
+        r"machine, else one of this machine alone; needs worstgroup\[ray].",
+    ),
+]
+Cpus = Annotated[
+    float | None,
+    typer.Option(help="CPUs of a run on Ray. Default: its threads, or with a GPU its share of the node's."),
+]
+Gpus = Annotated[
+    float | None, typer.Option(help="GPUs of a run on Ray; with 0.25 four share one. Default: 1 where there are any.")
+]
 Splits = Annotated[bool, typer.Option("--splits", help="Show wga on train and validation too; a CSV always does.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse dataset files with other than the official counts.")]
 
@@ -70,7 +99,16 @@ def run(
     plugin: Plugins = [],  # noqa: B006
     jobs: Jobs = 0,
     threads: Threads = 0,
-    shard: Annotated[str, typer.Option(help="i/n: only this part of the runs.")] = "",
+    executor: On = Executor.LOCAL,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            help="i/n: only the i-th of n parts, whole seeds and searches; in a Slurm array of tasks 1-8: "
+            "$SLURM_ARRAY_TASK_ID/8."
+        ),
+    ] = "",
     strict: Strict = False,
     dry_run: Annotated[
         bool,
@@ -85,6 +123,7 @@ def run(
     from .benchmark.planning import DEFAULT_SEEDS, Request
     from .benchmark.suite import read_suite
 
+    means = Means(executor, jobs, threads, cpus, gpus, tuple(plugin), prune)
     load_plugins(plugin)
     determinism.deterministic(deterministic)
     settings = dict(pair(text) for text in set_)
@@ -112,7 +151,7 @@ def run(
     if dry_run:
         _print_plan(made, jobs, threads)
         return
-    made, records = _execute(made, quiet, jobs, threads, plugin, prune)
+    made, records = _execute(made, quiet, means)
     _print_board(made, splits or (named is not None and named.splits))
     failed = sum(record.status == "failed" for record in records)
     if failed:
@@ -137,6 +176,9 @@ def tune(
     plugin: Plugins = [],  # noqa: B006
     jobs: Jobs = 0,
     threads: Threads = 0,
+    executor: On = Executor.LOCAL,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     strict: Strict = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
 ) -> None:
@@ -147,6 +189,7 @@ def tune(
     from .benchmark.planning import Request
     from .listing import draws_table
 
+    means = Means(executor, jobs, threads, cpus, gpus, tuple(plugin), prune)
     load_plugins(plugin)
     request = Request(dataset, method, budget, backbone, weights, (seed,), extra=extra)
     request = _changed(request, dict(pair(text) for text in set_), _ranges(search), (), draws)
@@ -154,7 +197,8 @@ def tune(
     for planned in made.runs:
         raise UserError(f"{planned.label}: n/a ({planned.reason})")
     (sweep,) = made.sweeps
-    found = {record.run: record for record in _search(made, quiet, jobs, threads, plugin, prune)}
+    with means.runner(quiet) as run_plan:
+        found = {record.run: record for record in _search(made, quiet, means, run_plan)}
     print_tables([draws_table(sweep, found)])
     winner = sweep.chosen(found)[0]
     again = f"worstgroup run --tuning {draws}" + (f" --seeds {seed},..." if seed else "")
@@ -207,30 +251,74 @@ def _plan(requests: "list[Request]", root: Path | None, strict: bool, quiet: boo
         return plan(requests, root, strict=strict, report=build)
 
 
-def _execute(
-    plan: "Plan", quiet: bool, jobs: int, threads: int, plugins: list[Path], prune: bool
-) -> "tuple[Plan, list[RunRecord]]":
+@dataclass(frozen=True)
+class Means:
+    """What runs are made with, as the command line says it; raises `UserError` for what does not go together."""
+
+    executor: Executor
+    jobs: int
+    threads: int
+    cpus: float | None
+    gpus: float | None
+    plugins: tuple[Path, ...]
+    prune: bool
+
+    def __post_init__(self) -> None:
+        on_ray = self.executor is Executor.RAY
+        wrong = {"--jobs": self.jobs and on_ray, "--prune": self.prune and on_ray}
+        wrong |= {"--cpus": self.cpus is not None and not on_ray, "--gpus": self.gpus is not None and not on_ray}
+        for option in (option for option, given in wrong.items() if given):
+            advice = ", where --cpus and --gpus say how many runs fit" if option == "--jobs" else ""
+            raise UserError(f"{option} does not go with --executor {self.executor}{advice}")
+        if on_ray:
+            from .benchmark.cluster import need_ray
+
+            need_ray()
+
+    def runner(self, quiet: bool) -> "AbstractContextManager[RunPlan]":
+        """What runs plans, as long as the context lasts."""
+        workers = _workers(self.jobs, self.threads)
+        if self.executor is Executor.RAY:
+            from .benchmark.cluster import Cluster
+
+            return Cluster(
+                cpus=self.cpus,
+                gpus=self.gpus,
+                threads=self.threads,
+                usual=workers["threads"],
+                plugins=self.plugins,
+                say=lambda line: None if quiet else _say(line),
+            )
+        from .benchmark.executors import run_plan
+
+        return nullcontext(lambda plan, reporter: run_plan(plan, reporter, **workers, plugins=self.plugins))
+
+
+def _say(line: str) -> None:
+    err.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _execute(plan: "Plan", quiet: bool, means: Means) -> "tuple[Plan, list[RunRecord]]":
     """Run a plan: its searches, then the plan that follows from them, returned with the records of its runs."""
-    from .benchmark import executors
     from .console import RunReporter
 
-    if plan.sweeps:
-        searched = _search(plan, quiet, jobs, threads, plugins, prune)
-        plan = plan.decided({record.run: record for record in searched})
-    with interruptible(), RunReporter(err, quiet) as reporter:
-        return plan, executors.run_plan(plan, reporter, **_workers(jobs, threads), plugins=plugins)
+    with means.runner(quiet) as run_plan:
+        if plan.sweeps:
+            searched = _search(plan, quiet, means, run_plan)
+            plan = plan.decided({record.run: record for record in searched})
+        with interruptible(), RunReporter(err, quiet) as reporter:
+            return plan, run_plan(plan, reporter)
 
 
-def _search(plan: "Plan", quiet: bool, jobs: int, threads: int, plugins: list[Path], prune: bool) -> "list[RunRecord]":
+def _search(plan: "Plan", quiet: bool, means: Means, run_plan: "RunPlan") -> "list[RunRecord]":
     """Records of the candidates of a plan's searches."""
-    from .benchmark import executors, pruning
+    from .benchmark import pruning
     from .console import RunReporter
 
-    workers = _workers(jobs, threads)
     with interruptible(), RunReporter(err, quiet) as reporter:
-        if prune:
-            return pruning.run_searches(plan, reporter, threads=workers["threads"])
-        return executors.run_plan(replace(plan, runs=plan.searched()), reporter, **workers, plugins=plugins)
+        if means.prune:
+            return pruning.run_searches(plan, reporter, threads=_workers(0, means.threads)["threads"])
+        return run_plan(replace(plan, runs=plan.searched()), reporter)
 
 
 def _workers(jobs: int, threads: int) -> dict[str, int]:

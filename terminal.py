@@ -14,8 +14,8 @@ from .benchmark.errors import UserError, one_line
 if TYPE_CHECKING:
     from .leaderboard.table import Table
 
-out = Console(width=None if sys.stdout.isatty() else 1000)  # a pipe has no width: there nothing is wrapped
-err = Console(stderr=True)
+out = Console(emoji=False, width=None if sys.stdout.isatty() else 1000)  # a pipe has no width: there nothing is wrapped
+err = Console(stderr=True, emoji=False)
 
 
 def load_plugins(plugins: list[Path]) -> None:

@@ -68,7 +68,11 @@ def run_plan(
 
 
 def shard(plan: Plan, text: str) -> Plan:
-    """Part i of n of a plan (`i/n`, 1-based), whole seeds and whole searches, so that shards share little."""
+    """Part i of n of a plan (`i/n`, 1-based), whole seeds and whole searches, so that shards share little.
+
+    The parts are the plan and do not overlap; cells that are not run belong to none. In a Slurm array whose tasks count
+    from 1 it is `$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`. Raises `UserError`.
+    """
     part, slash, parts = text.partition("/")
     if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise UserError(f"--shard {text}: write i/n with 1 <= i <= n, e.g. 2/8")

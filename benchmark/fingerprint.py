@@ -31,6 +31,17 @@ def engine_fingerprint() -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
+@cache
+def package_fingerprint() -> str:
+    """Hash of every file of the package that may have a part in a record, to the last comment."""
+    package = Path(__file__).parents[1]
+    content = hashlib.sha256()
+    for folder in ("benchmark", "datasets", "methods"):
+        for path in sorted((package / folder).rglob("*.py")):
+            content.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
+    return content.hexdigest()[:16]
+
+
 def _collect(name: str, path: Path, seen: dict[str, str]) -> None:
     tree = _parse(path)
     seen[name] = hashlib.sha256(_structure(tree).encode()).hexdigest()

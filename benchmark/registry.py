@@ -202,11 +202,19 @@ def backbone(name: str, *, weights: tuple[str, ...] = ("none",)) -> Callable[[F]
     return register
 
 
-def load_plugin(path: Path) -> None:
-    """Import one Python file that registers entries; it runs with all rights of the user, so only when named."""
+def plugin_name(path: Path) -> str:
+    """What the module of a plugin is called, which is part of its entries' fingerprints."""
+    return f"worstgroup_plugin_{path.stem}_{digest(str(path.resolve()))[:8]}"
+
+
+def load_plugin(path: Path, name: str = "") -> None:
+    """Import one Python file that registers entries; it runs with all rights of the user, so only when named.
+
+    `name` is what its module is called where it is the copy of another file.
+    """
     if not path.is_file():
         raise UserError(f"--plugin {path}: there is no such file")
-    name = f"worstgroup_plugin_{path.stem}_{digest(str(path.resolve()))[:8]}"
+    name = name or plugin_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--plugin {path}: not a Python file")

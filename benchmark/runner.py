@@ -68,15 +68,17 @@ def run_spec(
     session: str = SESSION,
     watch: Watch = lambda value: None,
     sharers: int = 1,
+    runs: Path | None = None,
 ) -> RunRecord:
     """Make one run and write its record; a second process that wants the same run waits and reads it.
 
     `sharers` are the worker processes on its device, itself among them, for the record: its seconds are theirs too. A
-    non-finite loss, a method's own refusal or a crash in it give a record with status `failed`.
+    non-finite loss, a method's own refusal or a crash in it give a record with status `failed`. `runs` is the folder
+    of records, where it is not the home's.
     """
-    path = record.record_path(runs_home(), spec)
+    path = record.record_path(runs or runs_home(), spec)
     with lock(path):
-        done = finished(spec)
+        done = finished(spec, runs)
         if done is not None:
             return done
         facts, clock = _facts(spec, store.card, session, sharers), Clock(pick_device())
@@ -105,15 +107,37 @@ def _tuning(path: Path, spec: RunSpec) -> record.Tuning | None:
     return record.Tuning(scores=[score_of(one) for one in made], pruned=pruned, cost=cost_of(made))
 
 
+def adopts(spec: RunSpec) -> bool:
+    """Whether a run need not be made, since it was: as a candidate of its search, or before that was told anew."""
+    path = record.record_path(runs_home(), spec)
+    return any(_made(place) is not None for place in _twins(path, spec))
+
+
+def _twins(path: Path, spec: RunSpec) -> tuple[Path, ...]:
+    """Where the same run may lie: as it was before its search was told anew, or as a candidate of that."""
+    twin = record.record_path(path.parents[2], replace(spec, candidates=()))
+    return (path, twin) if spec.candidates else ()
+
+
 def _adopted(facts: dict[str, Any], path: Path, spec: RunSpec) -> tuple[RunRecord, bytes] | None:
     """The same run as a candidate of its search has made, or as it was made before its search was told anew."""
-    twin = record.record_path(runs_home(), replace(spec, candidates=()))
     own = ("created", "run", "candidates", "tuning")
-    for place in (path, twin) if spec.candidates else ():
+    for place in _twins(path, spec):
         if (made := _made(place)) is not None:
             told = made.model_copy(update={name: facts[name] for name in own})
             return told, record.predictions_path(place).read_bytes()
     return None
+
+
+def lost(spec: RunSpec, card: Card, reason: str) -> RunRecord:
+    """The record of a run that never came back, from no one knows where; it is written unless the run is finished."""
+    path = record.record_path(runs_home(), spec)
+    facts = _facts(spec, card, SESSION, 1) | {"env": {}, "status": "failed", "error": reason}
+    with lock(path):
+        done = finished(spec)
+        if done is None:
+            record.write(path, result := RunRecord.model_validate(facts), None)
+    return done or result
 
 
 def _explain(error: Exception) -> str:
