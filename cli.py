@@ -86,7 +86,7 @@ app.command()(explain_commands.explain)
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     stale: Annotated[bool, typer.Option("--stale", help="Only runs whose method's code has changed since.")] = False,
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers entries.")] = [],  # noqa: B006
 ) -> None:
     """List what there is."""
     from . import listing
@@ -108,7 +108,7 @@ app.command()(submission_commands.submit)
 @app.command()
 def check(
     method: Annotated[str, typer.Argument(help=r"HOST[+SOURCE]\[@POLICY].")],
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers the method.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers the method.")] = [],  # noqa: B006
 ) -> None:
     """Check that a method keeps the contract, in a temporary home; exit code 1 when a check fails."""
     from . import contract

@@ -19,9 +19,9 @@ def show(
         bool, typer.Option("--images", help="Of a dataset: write a contact sheet, one row of pictures per group.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="The contact sheet, a PNG file. Default: ./NAME.png.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that holds the dataset.")] = None,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers entries.")] = [],  # noqa: B006
 ) -> None:
     """Show the card of one entry, or pictures of a dataset."""
     from . import listing
@@ -59,13 +59,15 @@ def _data_settings(settings: list[str]) -> dict[str, str]:
 
 def prepare(
     dataset: Annotated[str, typer.Argument(help="DATASET[:VARIANT].")],
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the files (of embeddings: their file).")] = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that holds the files (of embeddings: their file).")
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch missing files, where the licence allows that.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse files with other than the official counts.")] = False,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers the dataset.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers the dataset.")] = [],  # noqa: B006
 ) -> None:
     """Find, fetch or explain a dataset's files, verify them and build its store of decoded pictures."""
     from . import listing
@@ -82,9 +84,9 @@ def embed(
     weights: Annotated[
         str, typer.Option(help="none, imagenet1k_v1, imagenet1k_v2, or a file. Default: the dataset's own.")
     ] = "",
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that holds the dataset.")] = None,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.size or data.transform.")] = [],  # noqa: B006
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers entries.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers entries.")] = [],  # noqa: B006
 ) -> None:
     """Write a frozen backbone's features of a dataset as embeddings, to train on with --dataset embeddings."""
     from .benchmark.embed import export

@@ -39,26 +39,38 @@ class Part(StrEnum):
 def explain(
     run: Annotated[str, typer.Argument(help="A record's path, or the first letters of a run's hash.")],
     features: Annotated[
-        bool, typer.Option("--features", help="Project the features; how far they tell class, attributes apart.")
+        bool,
+        typer.Option(
+            "--features", help="A projection of the features; how far they tell classes and attributes apart."
+        ),
     ] = False,
     attribution: Annotated[
-        bool, typer.Option("--attribution", help="How much of the map is the object; needs DATASET:mask.")
+        bool,
+        typer.Option(
+            "--attribution",
+            help="How much of the map lies on the object, by group; needs a variant :mask of the dataset.",
+        ),
     ] = False,
     clusters: Annotated[
-        bool, typer.Option("--clusters", help="The groups that the run's source found, and whom they hold.")
+        bool, typer.Option("--clusters", help="What the groups that the run's source found show, and whom they hold.")
     ] = False,
     critical: Annotated[
         bool, typer.Option("--critical", help="ROC of the cluster classifier's loss and entropy (ClusterFix).")
     ] = False,
-    explainer: Annotated[Explainer, typer.Option(help="Maps of the gallery.")] = Explainer.gradcam,
-    split: Annotated[Part, typer.Option(help="Images of gallery and features.")] = Part.test,
+    explainer: Annotated[Explainer, typer.Option(help="How the maps of the gallery are made.")] = Explainer.gradcam,
+    split: Annotated[Part, typer.Option(help="Whose images gallery and features show.")] = Part.test,
     columns: Annotated[int, typer.Option(min=1, max=24, help="Pictures of each group.")] = 4,
     out_: Annotated[
-        Path | None, typer.Option("--out", help="Folder for pictures and tables. Default: ./explain-RUN.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for pictures and tables. Default: ./explain-RUN."),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the dataset.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="File of the initial weights, where they were one.")] = None,
-    plugin: Annotated[list[Path], typer.Option("--plugin", help="A Python file that registers entries.")] = [],  # noqa: B006
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that holds the dataset.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The initial weights, where the run began with a file.")
+    ] = None,
+    plugin: Annotated[
+        list[Path], typer.Option("--plugin", metavar="FILE", help="A Python file that registers entries.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Fit a finished run again and show what it looks at, beside the block's ERM: pictures and tables in a folder."""
     from .analysis import look as looking

@@ -39,17 +39,18 @@ def profile(
     budget: Budget = "",
     batch: Annotated[int | None, typer.Option(metavar="N", help="Images of a batch. Default: the dataset's.")] = None,
     steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps of a block. Default: 50, on a CPU a second of ERM's.")
+        int | None,
+        typer.Option(metavar="N", help="Steps timed together. Default: 50, on a CPU what ERM does in a second."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(metavar="N", help="Pairs of blocks, ERM's and the method's. Default: 5, on a CPU 7.")
+        int | None, typer.Option(metavar="N", help="How often ERM and the method take turns. Default: 5, on a CPU 7.")
     ] = None,
     warmup: Annotated[
         int | None, typer.Option(metavar="N", help="Steps before anything is timed. Default: 20, on a CPU 3.")
     ] = None,
     set_: Settings = [],  # noqa: B006
     stages: Annotated[
-        bool, typer.Option("--stages", help="Whole pipelines too, stage by stage (always for those of several stages).")
+        bool, typer.Option("--stages", help="Whole runs too, stage by stage (methods of several stages always).")
     ] = False,
     suite: Annotated[str, typer.Option(help="methods: all of them; gpu: what the project measures itself on.")] = "",
     root: Root = None,
@@ -58,7 +59,9 @@ def profile(
     format_: Annotated[Format, typer.Option("--format", help="table, md, csv or json.")] = Format.table,
     output: Annotated[
         Path | None,
-        typer.Option(help="Write it there; into a folder under a name of device, precision, layout and date."),
+        typer.Option(
+            metavar="PATH", help="File to write, or a folder: in it the name says device, precision, network and date."
+        ),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a trace of a few steps, for Perfetto.")

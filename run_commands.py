@@ -37,7 +37,12 @@ Budget = Annotated[str, typer.Option(help="RUNG[:ATTRIBUTE,...]. Default: each m
 Extra = Annotated[str, typer.Option(help="val: train on the granted validation images too (shown as METHOD(+val)).")]
 Settings = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="METHOD.KEY=VALUE, recipe.KEY=VALUE, data.size or data.transform."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting, as often as there are some: of a method (KEY or METHOD.KEY; `worstgroup show METHOD` lists "
+        "them), recipe.KEY, data.size or data.transform.",
+    ),
 ]
 Ranges = Annotated[
     list[str],
@@ -51,9 +56,12 @@ Prune = Annotated[
     bool,
     typer.Option("--prune", help="Give hopeless draws up early, by the median rule; one at a time; needs optuna."),
 ]
-Root = Annotated[Path | None, typer.Option(help="Folder that holds the dataset (of embeddings: their file).")]
+Root = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder that holds the dataset (of embeddings: their file).")
+]
 Plugins = Annotated[
-    list[Path], typer.Option("--plugin", help="A Python file that registers methods, datasets or backbones.")
+    list[Path],
+    typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods, datasets or backbones."),
 ]
 Jobs = Annotated[int, typer.Option(min=0, help="Worker processes. 0: one per GPU, else one per core up to 4.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a run. 0: cores over default workers.")]

@@ -12,7 +12,7 @@ from .terminal import err, interruptible, load_plugins, out
 
 def verify(
     path: Annotated[Path | None, typer.Argument(help="A record, or a folder of them. Default: all runs.")] = None,
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers a dataset.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers a dataset.")] = [],  # noqa: B006
 ) -> None:
     """Recompute every metric from the stored predictions, and compare with the dataset; exit code 1 on any difference.
 
@@ -49,7 +49,7 @@ def submit(
         Path | None,
         typer.Option(help="A new folder. Default: leaderboard/ of the checkout, elsewhere ./submission-METHOD."),
     ] = None,
-    plugin: Annotated[list[Path], typer.Option(help="A Python file that registers the method.")] = [],  # noqa: B006
+    plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers the method.")] = [],  # noqa: B006
 ) -> None:
     """Write what a pull request needs: a method's verified results in their published form, its file, a checklist."""
     from . import contract, scaffold

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers import Call, Result
-from worstgroup.benchmark.registry import BACKBONES, DATASETS, METHODS
+from worstgroup.benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def fresh(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
 
     def run(*arguments: object) -> Result:
         with monkeypatch.context() as patch:
-            for registry in (METHODS, DATASETS, BACKBONES):
+            for registry in (METHODS, SOURCES, DATASETS, BACKBONES):
                 patch.setattr(registry, "_entries", {name: registry[name] for name in registry})
             return call(*arguments)
 

@@ -1,17 +1,11 @@
-"""The built wheel works without the checkout, and the README tells the truth."""
+"""The built wheel works without the checkout."""
 
-import re
-import shlex
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from formats.embeddings import write_npz
-from formats.folder import write_folder
-from formats.waterbirds import write_release
-from helpers import Call
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "worstgroup"]
@@ -68,29 +62,3 @@ def test_installed_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path) -
     run = ("run", "--dataset", "digits2", "--method", "erm", "--seeds", "0", "--set", "recipe.epochs=1")
     assert "digits2" in call(*PROGRAM, *run, cwd=tmp_path, **environment)
     assert "1 records, 0 with differences" in call(*PROGRAM, "verify", cwd=tmp_path, **environment)
-
-
-def test_method_of_the_readme_runs(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    plugin = tmp_path / "sqrt_reweight.py"
-    plugin.write_text(code)
-    run = ("run", "--plugin", str(plugin), "--dataset", "tiny", "--method", "erm,sqrt-reweight", "--seeds", "0")
-    assert "sqrt-reweight" in call(*PROGRAM, *run, cwd=tmp_path, WORSTGROUP_HOME=str(tmp_path / "home"))
-
-
-def test_commands_of_the_readme_run(call: Call, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With drawn files where they name some; `run` as a rehearsal."""
-    monkeypatch.chdir(tmp_path)
-    write_release(home / "data" / "waterbirds")
-    write_folder(tmp_path / "my-pictures")
-    write_npz(tmp_path / "features.npz")
-    text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^(?:pip install \. && )?worstgroup ((?:run|show|tune) .*)$", text, re.MULTILINE)
-    assert len(lines) >= 12
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        if not {"--plugin", "DIR"} & set(words):
-            rehearsal = {"run": ["--dry-run"], "tune": ["--set", "recipe.epochs=1", "--draws", "2"]}.get(words[0], [])
-            done = call(*words, *rehearsal)
-            assert done.code == 0, (line, done.err)
-    assert (tmp_path / "waterbirds-custom.png").is_file()
