@@ -39,10 +39,12 @@ NEEDED = ("method", "budget", "part", "seconds", "device_s", "flops", "epochs", 
 LEGEND = (
     "`ms` of a training step. `step` its time over ERM's at equal images, timed in turns in one process: the median "
     "over pairs of blocks with its 95 % bootstrap interval. `paper` the ratios that papers print, of whole trainings "
-    "on their GPUs. `run` device seconds of a whole run from scratch over ERM's, and in FLOPs; of so few epochs that "
-    "what is done once weighs more than in a longer training. Columns of datasets: difference in worst-group accuracy "
-    "to ERM there, in points, with its paired 95 % interval. `GFLOP` of a step per train image on networks that were "
-    "not timed: passes that were counted, times the FLOPs of a forward, a backward as two."
+    "on their GPUs; `dann` and `cdann` train their discriminator alone in every second step, on features that no "
+    "backward goes through, which makes a step cheaper than the papers' and an update of the classifier dearer. `run`"
+    " device seconds of a whole run from scratch over ERM's, and in FLOPs; of so few epochs that what is done once "
+    "weighs more than in a longer training. Columns of datasets: difference in worst-group accuracy to ERM there, in "
+    "points, with its paired 95 % interval. `GFLOP` of a step per train image on networks that were not timed: passes"
+    " that were counted, times the FLOPs of a forward, a backward as two."
 )
 
 
