@@ -1,14 +1,16 @@
 """Content-addressed store of what several runs share: ERM trajectories, features, logits.
 
 An artifact's key is the hash of everything that determines it. It is made once, under a lock, appears whole or not at
-all, and carries the cost of its making so that every consumer can bill it.
+all, and carries the cost of its making so that every consumer can bill it, and the CRC-32 of its files, so that none
+takes a damaged one.
 """
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -22,30 +24,31 @@ from torch import Tensor
 
 from .cost import StageCost
 from .errors import CorruptFile
-from .home import artifacts_home, lock, write_folder
+from .home import artifacts_home, disk_errors, lock, remove_folder, write_folder
 from .spec import digest
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact: its kind, key, folder and what its making cost."""
+    """A finished artifact: its kind, key, folder, what its making cost, and the CRC-32 of its files."""
 
     kind: str
     key: str
     path: Path
     cost: StageCost
+    files: dict[str, int] = field(default_factory=dict)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Read one safetensors file; raises `CorruptFile` when it is damaged."""
         try:
-            return load_file(self.path / f"{name}.safetensors")
+            return load_file(self._sound(f"{name}.safetensors"))
         except (SafetensorError, OSError) as error:
             raise self.corrupt(f"{name}.safetensors") from error
 
     def array(self, name: str) -> NDArray[Any]:
         """Read one .npy file; raises `CorruptFile` when it is damaged."""
         try:
-            array: NDArray[Any] = np.load(self.path / f"{name}.npy", allow_pickle=False)
+            array: NDArray[Any] = np.load(self._sound(f"{name}.npy"), allow_pickle=False)
         except (ValueError, OSError, EOFError, BadZipFile) as error:
             raise self.corrupt(f"{name}.npy") from error
         return array
@@ -53,13 +56,33 @@ class Artifact:
     def json(self, name: str) -> Any:
         """Read one JSON file; raises `CorruptFile` when it is damaged."""
         try:
-            return json.loads((self.path / f"{name}.json").read_text())
+            return json.loads(self._sound(f"{name}.json").read_text())
         except (ValueError, OSError) as error:
             raise self.corrupt(f"{name}.json") from error
 
     def corrupt(self, name: str) -> CorruptFile:
         """The error for a damaged file of this artifact."""
-        return CorruptFile(f"{self.path / name} is damaged; delete the folder {self.path}, it is made again.")
+        return _damaged(self.path / name)
+
+    def _sound(self, name: str) -> Path:
+        """The path of a file that is as it was written; raises `CorruptFile` for another."""
+        path = self.path / name
+        if name in self.files and checksum(path) != self.files[name]:
+            raise self.corrupt(name)
+        return path
+
+
+def _damaged(path: Path) -> CorruptFile:
+    return CorruptFile(f"{path} is damaged; delete the folder {path.parent}, it is made again.")
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -70,6 +93,20 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def artifact_path(kind: str, identity: Any) -> Path:
     """Folder of the artifact of this identity, made or not; its name is the artifact's key."""
     return artifacts_home() / kind / digest([kind, identity])[:24]
+
+
+def keep_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """The same for an artifact in the making, with the file's CRC-32 beside it."""
+    save_tensors(path, tensors)
+    path.with_suffix(".crc32").write_text(str(checksum(path)))
+
+
+def copy_kept(path: Path, folder: Path) -> None:
+    """Copy such a file into the artifact's folder; raises `CorruptFile` for one that has changed since."""
+    noted = path.with_suffix(".crc32")
+    if not noted.exists() or noted.read_text() != str(checksum(path)):
+        raise _damaged(path)
+    shutil.copyfile(path, folder / path.name)
 
 
 def artifact(
@@ -89,24 +126,44 @@ def artifact(
             with waiting():
                 held.enter_context(lock(path))
             if not (path / "meta.json").exists():
-                shutil.rmtree(path, ignore_errors=True)
+                with disk_errors(path), suppress(FileNotFoundError):
+                    remove_folder(path)
 
                 def fill(folder: Path) -> None:
                     cost = make(folder)
-                    meta = {"kind": kind, "key": key, "identity": identity, "cost": asdict(cost)}
-                    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+                    files = {file.name: checksum(file) for file in sorted(folder.iterdir())}
+                    meta = {"kind": kind, "key": key, "identity": identity, "cost": asdict(cost), "files": files}
+                    (folder / "meta.json").write_text(json.dumps(meta | {"checksum": _text_sum(meta)}, indent=1))
 
                 write_folder(path, fill)
+    meta = read_meta(path)
+    return Artifact(kind, key, path, meta["cost"], meta.get("files", {}))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What an artifact says of itself; raises `CorruptFile`."""
     try:
-        cost = StageCost(**json.loads((path / "meta.json").read_text())["cost"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(f"{path / 'meta.json'} is damaged; delete the folder {path}, it is made again.") from error
-    return Artifact(kind, key, path, cost)
+        meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
+        if meta.pop("checksum", None) not in (None, _text_sum(meta)):  # artifacts of older versions have none
+            raise _damaged(path / "meta.json")
+        return meta | {"cost": StageCost(**meta["cost"])}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise _damaged(path / "meta.json") from error
+
+
+def _text_sum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta).encode())
 
 
 def work_folder(key: str) -> Path:
     """Where a run or artifact in the making keeps its full-state checkpoints, so that a restart goes on."""
     return artifacts_home() / "work" / key
+
+
+def drop_work(key: str) -> None:
+    """Delete that folder, as far as the disk lets us."""
+    with suppress(OSError):
+        remove_folder(work_folder(key))
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -1,13 +1,24 @@
 """What lies in the home folder, and what of it can go."""
 
-import shutil
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from .errors import UserError
-from .home import TEMPORARY, artifacts_home, data_home, disk_errors, home, index_files, locks_home, runs_home
+from .home import (
+    TEMPORARY,
+    artifacts_home,
+    data_home,
+    disk_errors,
+    home,
+    index_files,
+    locks_home,
+    remove_folder,
+    runs_home,
+)
 
 
 def contents() -> Iterator[tuple[str, int, int]]:
@@ -15,10 +26,18 @@ def contents() -> Iterator[tuple[str, int, int]]:
     parts = {"runs": runs_home(), "data/store": data_home() / "store", "data/pixels": data_home() / "pixels"}
     parts |= {f"artifacts/{folder.name}": folder for folder in _folders(artifacts_home())}
     for name, folder in parts.items():
-        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+        sizes = list(_sizes(folder))
         yield name, len(sizes), sum(sizes)
     index = [path.stat().st_size for path in index_files() if path.is_file()]
     yield "board index", len(index), sum(index)
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    """Bytes of every file below a folder; one that another process has just deleted is none."""
+    for place, _, files in os.walk(folder):
+        for file in files:
+            with suppress(FileNotFoundError):
+                yield os.stat(os.path.join(place, file)).st_size
 
 
 def prune_artifacts() -> int:
@@ -38,8 +57,8 @@ def prune_artifacts() -> int:
     with disk_errors(home()):
         for path in doomed:
             if path.is_dir():
-                freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-                shutil.rmtree(path)
+                freed += sum(_sizes(path))
+                remove_folder(path)
             elif path.exists():
                 freed += path.stat().st_size
                 path.unlink()

@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import torch
@@ -131,8 +132,16 @@ def _initialise(numbers: Any, gpus: int, threads: int, plugins: tuple[Path, ...]
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpu(worker, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     torch.set_num_threads(threads)
     deterministic(same_bits)
+    Thread(target=_end_with_parent, daemon=True).start()
     for plugin in plugins:
         load_plugin(plugin)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed closes no queue: its workers would go on, and then wait for ever."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _work(spec: RunSpec, store: Store, session: str, sharers: int) -> tuple[RunRecord, float]:

@@ -5,8 +5,10 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +19,8 @@ from .errors import DiskError
 
 HOME = "WORSTGROUP_HOME"
 TEMPORARY = ".tmp-"
+ABANDONED = 3600
+"""Seconds after its last change from which on nobody writes a temporary file any more."""
 
 
 def home() -> Path:
@@ -74,6 +78,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         reasons = {
             errno.ENOSPC: "no space left on the disk",
             errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "no file may be that large here",
+            errno.EIO: "the disk has failed",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied",
             errno.EPERM: "permission denied",
@@ -117,6 +123,7 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+    _sweep(path)
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
@@ -129,6 +136,22 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    _sweep(path)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what killed processes left of the same file or folder where no `cache --prune` looks."""
+    if path.absolute().is_relative_to(home().absolute()):
+        return
+    for left in path.parent.glob(f"{TEMPORARY}{escape(path.name)}-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                remove_folder(left) if left.is_dir() else left.unlink()
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder whole: what a kill leaves of it has a temporary name, so that nobody takes it for real."""
+    shutil.rmtree(path.replace(_temporary(path)))
 
 
 def check_space(folder: Path, need: int, what: str) -> None:

@@ -4,7 +4,6 @@ Methods never see it; they get a `Task`, which hands on what is theirs to have.
 """
 
 import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,12 +20,13 @@ from torch import Tensor, nn
 
 from . import engine
 from .annotations import Annotations
-from .artifacts import Artifact, artifact, save_tensors, work_folder
+from .artifacts import Artifact, artifact, copy_kept, drop_work, keep_tensors, work_folder
 from .backbones import Backbone, build_backbone, normalization
 from .cost import Clock, StageCost
 from .data import Pixels, random_order
 from .errors import BudgetExceeded, UserError
 from .fingerprint import code_fingerprint, engine_fingerprint
+from .pools import ensure_sound
 from .spec import Block, Recipe, SplitName, derive_seed, digest
 from .store import Store
 
@@ -115,13 +115,14 @@ class Lab:
 
     def pixels(self, split: SplitName, view: str = "") -> Pixels:
         """Pixels and labels of a split, or of a view of it, loaded on first use; raises `BudgetExceeded` for the test
-        split before `fit` has returned.
+        split before `fit` has returned, and `CorruptFile`.
         """
         if split == "test" and not self.test_is_open:
             raise BudgetExceeded("the test split is not for methods: the engine predicts it after fit has returned")
         if (split, view) not in self._pixels:
             with self.clock.paused():  # gigabytes may be moved to a GPU, for whoever comes first
                 data = self.store.split(split)
+                ensure_sound(self.store.pools[f"{split}:{view}" if view else split])
                 images, rows = (data.views[view], None) if view else (data.images, data.rows)
                 self._pixels[split, view] = Pixels(
                     images, data.y, self._mean, self._std, self.device, self.recipe.channels_last, rows
@@ -155,7 +156,7 @@ class Lab:
 
             def keep(epoch: int, model: nn.Module) -> None:
                 work.mkdir(parents=True, exist_ok=True)
-                save_tensors(work / f"{_epoch(epoch)}.safetensors", model.state_dict())
+                keep_tensors(work / f"{_epoch(epoch)}.safetensors", model.state_dict())
 
             objective: engine.Objective[None] = engine.Objective(None)
             objective.model = self.model()
@@ -163,14 +164,14 @@ class Lab:
             training = self.training("erm", work / "erm.pt", keep=keep)
             trajectory = engine.fit(objective, objective.model, sampler, training)
             for file in work.glob("epoch_*.safetensors"):  # copied: a kill before the artifact is whole loses nothing
-                shutil.copyfile(file, folder / file.name)
+                copy_kept(file, folder)
             np.save(folder / "losses.npy", [(epoch.train_loss, epoch.val_loss) for epoch in trajectory.epochs])
             np.save(folder / "predictions.npy", np.stack([epoch.predictions for epoch in trajectory.epochs]))
             return self.clock.stages.pop("erm")
 
         made = artifact("erm", identity, make, self.clock.paused)
         if trained:  # else another process may be at work there
-            shutil.rmtree(work, ignore_errors=True)
+            drop_work(work.name)
         return made
 
     def erm_checkpoint(self, erm: Artifact, epoch: int, billed: int = 0) -> Checkpoint:

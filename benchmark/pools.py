@@ -12,15 +12,17 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from .errors import CorruptFile
 from .home import TEMPORARY, check_space, data_home, disk_errors, lock, write_bytes
+from .machine import cores
 from .spec import digest
 
 VERSION = 1
@@ -44,7 +46,7 @@ class ImageSource(Protocol):
 class _Manifest(BaseModel):
     shape: tuple[int, ...]
     dtype: str
-    step: int
+    step: int = Field(gt=0)
     """Images of a chunk."""
     chunks: list[str]
 
@@ -190,8 +192,30 @@ def check_pool(key: str) -> str:
     path = pool_path(key)
     images = open_pool(key)
     manifest = _Manifest.model_validate_json((path / WHOLE).read_bytes())
-    for n, sha in enumerate(manifest.chunks):
-        start, stop = n * manifest.step, min((n + 1) * manifest.step, len(images))
-        if hashlib.sha256(np.ascontiguousarray(images[start:stop]).data).hexdigest() != sha:
-            return f"{path / IMAGES}: images {start} to {stop} were altered; delete the folder, it is rebuilt."
+    starts = range(0, len(images), manifest.step)
+
+    def same(start: int, sha: str) -> bool:
+        return hashlib.sha256(np.ascontiguousarray(images[start : start + manifest.step]).data).hexdigest() == sha
+
+    if len(starts) != len(manifest.chunks):
+        return f"{path / WHOLE}: was altered; delete the folder, it is rebuilt."
+    with ThreadPoolExecutor(cores()) as threads:  # hashing leaves the interpreter's lock
+        for start, sound in zip(starts, threads.map(same, starts, manifest.chunks), strict=True):
+            if not sound:
+                stop = min(start + manifest.step, len(images))
+                return f"{path / IMAGES}: images {start} to {stop} were altered; delete the folder, it is rebuilt."
     return ""
+
+
+def ensure_sound(key: str) -> None:
+    """Raise `CorruptFile` for a pool whose bytes have changed; a process looks once at each that stays as it is."""
+    file = pool_path(key) / IMAGES
+    status = file.stat()
+    if problem := _problem(key, (file, status.st_size, status.st_mtime_ns)):
+        raise CorruptFile(problem)
+
+
+@lru_cache(maxsize=1024)
+def _problem(key: str, stamp: tuple[object, ...]) -> str:
+    """What `check_pool` says; `stamp` tells one state of the file from another."""
+    return check_pool(key)

@@ -4,7 +4,6 @@ import hashlib
 import os
 import platform
 import secrets
-import shutil
 import traceback
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from . import determinism, engine, metrics, record
 from .agreement import agreement
 from .annotations import Annotations, Attributes, Held, halves
-from .artifacts import work_folder
+from .artifacts import drop_work
 from .cost import Clock, CostReport
 from .device import kernel_options
 from .errors import DiskError, NonFiniteLoss, UserError, require
@@ -77,8 +76,9 @@ def run_spec(
     of records, where it is not the home's.
     """
     path = record.record_path(runs or runs_home(), spec)
+    before = _stamp(path)
     with lock(path):
-        done = finished(spec, runs)
+        done = finished(spec, runs) or (_failed(path) if _stamp(path) != before else None)
         if done is not None:
             return done
         facts, clock = _facts(spec, store.card, session, sharers), Clock(pick_device())
@@ -93,8 +93,22 @@ def run_spec(
             failure = {"status": "failed", "error": _explain(error), "cost": _cost(clock)}
             result, packed = RunRecord.model_validate(facts | failure), None
         record.write(path, result, packed)
-        shutil.rmtree(work_folder(spec.hash), ignore_errors=True)
+        drop_work(spec.hash)
     return result
+
+
+def _stamp(path: Path) -> int:
+    """When a record was written, 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _failed(path: Path) -> RunRecord | None:
+    """The record of a failed run: where another process has just made it, it would only fail again."""
+    found = record.read(path)
+    return found if found.status == "failed" else None
 
 
 def _tuning(path: Path, spec: RunSpec) -> record.Tuning | None:
@@ -145,7 +159,18 @@ def _explain(error: Exception) -> str:
     if isinstance(error, UserError | NonFiniteLoss):
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+    told = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+    return f"out of memory: take fewer --jobs, or a smaller recipe.batch_size. {told}" if _is_memory(error) else told
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out, on whatever device; torch has no type of its own for that of the machine."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "DefaultCPUAllocator" in text
+        or "STATUS_ALLOC_FAILED" in text
+    )
 
 
 def execute(
@@ -168,7 +193,7 @@ def refit(spec: RunSpec, store: Store, progress: Progress = lambda stage, epoch,
     lab = Lab(spec.block, store, pick_device(), Clock(pick_device()), progress)
     annotations = _annotations(spec, store)
     predictor = _fit(spec, lab, annotations).predictor
-    shutil.rmtree(work_folder(spec.hash), ignore_errors=True)
+    drop_work(spec.hash)
     lab.test_is_open = True
     return lab, predictor
 

@@ -9,6 +9,7 @@ import hashlib
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -87,7 +88,9 @@ class Dataset(Protocol):
 
 
 class _Manifest(BaseModel):
-    """What a store says of itself: its card and group counts, the SHA-256 of its labels, its pools, its fingerprint."""
+    """What a store says of itself: its card and group counts, the SHA-256 of its labels, its pools, its fingerprint,
+    and the CRC-32 of all this, which stores of older versions lack.
+    """
 
     card: str
     counts: dict[SplitName, tuple[int, ...]]
@@ -95,6 +98,11 @@ class _Manifest(BaseModel):
     pools: dict[str, str]
     sizes: dict[str, int]
     fingerprint: str
+    checksum: int | None = None
+
+    def sum(self) -> int:
+        """That CRC-32."""
+        return zlib.crc32(self.model_dump_json(exclude={"checksum"}).encode())
 
 
 @dataclass(frozen=True)
@@ -365,7 +373,8 @@ def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report)
             sizes={file: (folder / file).stat().st_size for file in files},
             fingerprint=_fingerprint(found, labels, pools),
         )
-        (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+        whole = manifest.model_copy(update={"checksum": manifest.sum()})
+        (folder / "manifest.json").write_text(whole.model_dump_json(indent=1))
 
     shutil.rmtree(path, ignore_errors=True)  # a folder without a manifest is no store
     write_folder(path, fill)
@@ -381,6 +390,8 @@ def _open(path: Path, card: Card, strict: bool) -> Store:
         manifest = _Manifest.model_validate_json((path / "manifest.json").read_bytes())
     except (ValidationError, OSError) as error:
         raise CorruptFile(f"{path}: its manifest cannot be read; delete the folder, it is rebuilt.") from error
+    if manifest.checksum not in (None, manifest.sum()):
+        raise CorruptFile(f"{path}: its manifest was altered; delete the folder, it is rebuilt.")
     for name, size in manifest.sizes.items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             raise CorruptFile(f"{path / name}: missing or truncated; delete the folder, it is rebuilt.")

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,32 @@ def test_a_closed_pipe_is_no_error(runs: Path, home: Path) -> None:
     assert process.wait(60) != 0
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="children are looked up in /proc")
+def test_workers_end_with_a_program_that_was_killed(home: Path) -> None:
+    """They would go on with what is queued, and then wait for ever."""
+    program = start(home, *RUN, *PLUGIN, "--jobs", "2", "--set", "recipe.epochs=500", **ONE_THREAD)
+    workers: list[int] = []
+    while len(workers) < 2:  # the resource tracker is a child, too
+        assert program.poll() is None
+        time.sleep(0.2)
+        workers = [pid for pid in children(program.pid) if b"spawn_main" in command_line(pid)]
+    program.kill()
+    finish(program)
+    until = time.monotonic() + 60
+    while any(b"spawn_main" in command_line(pid) for pid in workers):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_line(pid: int) -> bytes:
+    """Empty for a process that is gone or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
