@@ -81,7 +81,7 @@ def board(
     if format_ is Format.table:
         print_leaderboard(tables, splits)
         if not tables:
-            out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", soft_wrap=True)
+            out.print(f"No finished run in {folder}. Start with `worstgroup run mini`.", markup=False, soft_wrap=True)
         return
     _write(_text(format_, tables, splits), output)
 
@@ -95,9 +95,10 @@ def _committed(check: bool) -> None:
         raise UserError("--check and --update are about the tables of a checkout of worstgroup; go there first")
     changed = (committed.differing if check else committed.update)(scaffold.PACKAGE)
     for file in changed:
-        out.print(f"{file}: {'differs from' if check else 'made anew from'} {committed.RESULTS}", soft_wrap=True)
+        state = "differs from" if check else "made anew from"
+        out.print(f"{file}: {state} {committed.RESULTS}", markup=False, soft_wrap=True)
     if not changed:
-        out.print(f"the tables are those of {committed.RESULTS}", highlight=False)
+        out.print(f"the tables are those of {committed.RESULTS}", markup=False, highlight=False)
     if check and changed:
         out.print("`worstgroup board --update` makes them anew", highlight=False)
         raise typer.Exit(1)

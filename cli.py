@@ -20,7 +20,7 @@ from . import (
     run_commands,
     submission_commands,
 )
-from .benchmark.errors import UserError
+from .benchmark.errors import UserError, printable
 from .terminal import err, load_plugins, out, print_tables
 
 if TYPE_CHECKING:
@@ -51,19 +51,28 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        for line in str(error).splitlines():
-            err.print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _print_error(str(error))
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a path too long, a folder that may not be listed, a disk that fails
+        if not error.filename:
+            raise
+        _print_error(f"{error.filename}: {error.strerror or error}")
+        sys.exit(2)
+
+
+def _print_error(message: str) -> None:
+    for line in message.splitlines():
+        err.print(f"error: {printable(line)}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        out.print(f"worstgroup {version('worstgroup')}", highlight=False)
+        out.print(f"worstgroup {version('worstgroup')}", markup=False, highlight=False)
         raise typer.Exit
 
 
@@ -158,10 +167,10 @@ def cache(
     from .benchmark.home import home
 
     if prune:
-        out.print(f"freed {prune_artifacts() / 2**20:.1f} MiB", highlight=False)
-    out.print(f"{home()}", highlight=False, soft_wrap=True)
+        out.print(f"freed {prune_artifacts() / 2**20:.1f} MiB", markup=False, highlight=False)
+    out.print(f"{home()}", markup=False, highlight=False, soft_wrap=True)
     for name, count, size in contents():
-        out.print(f"  {name:<22} {count:>6} files  {size / 2**20:>10.1f} MiB", highlight=False)
+        out.print(f"  {name:<22} {count:>6} files  {size / 2**20:>10.1f} MiB", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

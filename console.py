@@ -76,7 +76,7 @@ class RunReporter(_Reporter):
         if record.status == "failed":
             outcome = f"[red]failed[/red] {escape(' '.join(record.error.split()))}"
         elif record.is_candidate and record.selection:  # no test accuracy before the search has ended
-            outcome = f"{record.selection.criterion} {100 * (record.selection.value or 0):.1f}"
+            outcome = f"{escape(record.selection.criterion)} {100 * (record.selection.value or 0):.1f}"
         else:
             outcome = f"wga {100 * (record.metrics['wga'] or 0):.1f}"
         width = len(str(self.total))

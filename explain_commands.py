@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .benchmark.errors import UserError
+from .benchmark.errors import UserError, printable
 from .terminal import err, interruptible, load_plugins, out
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def explain(
         if seen.other:
             n = len(seen.split("test"))
             text = f"fitted again it predicts {seen.other} of {n:,} test images otherwise than the record says"
-            err.print(f"{text}: another machine, or other threads?", style="yellow", soft_wrap=True)
+            err.print(f"{text}: another machine, or other threads?", style="yellow", markup=False, soft_wrap=True)
         folder = out_ or Path(f"explain-{seen.record.label}-{seen.record.run[:8]}".replace("/", "_"))
         folder.mkdir(parents=True, exist_ok=True)
         if clusters:
@@ -104,7 +104,7 @@ def explain(
 
             picture = folder / f"gallery-{explainer.value}.png"
             gallery(seen, picture, explainer.value, split.value, columns)
-            out.print(f"wrote {picture}", highlight=False, soft_wrap=True)
+            out.print(f"wrote {picture}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _features(seen: "Look", folder: Path, split: Part) -> None:
@@ -132,27 +132,21 @@ def _silhouettes(seen: "Look", root: Path | None) -> "Store":
 
 def _write(path: Path, lines: list[dict[str, object]], *pictures: Path) -> None:
     """A table as Markdown on the screen and as CSV on disk."""
-    import csv
-    import io
-
     from tabulate import tabulate
 
     from .benchmark.home import write_bytes
+    from .leaderboard.render import write_csv
 
     headings = list(dict.fromkeys(key for line in lines for key in line))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, headings, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
     file = path.with_suffix(".csv")
-    write_bytes(file, buffer.getvalue().encode())
+    write_bytes(file, write_csv(headings, lines).encode())
     shown = [[_cell(line.get(key)) for key in headings] for line in lines]
     out.print(tabulate(shown, headings, tablefmt="github", disable_numparse=True), markup=False, highlight=False)
     for written in (file, *pictures):
-        out.print(f"wrote {written}", highlight=False, soft_wrap=True)
+        out.print(f"wrote {written}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    return "n/a" if value is None else str(value)
+    return "n/a" if value is None else printable(str(value))

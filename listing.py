@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from .benchmark import record
 from .benchmark.budget import RUNGS, Budget, Requires
-from .benchmark.errors import CorruptFile, UnknownName
+from .benchmark.errors import CorruptFile, UnknownName, printable
 from .benchmark.home import runs_home
 from .benchmark.planning import code_now, find_card
 from .benchmark.pools import open_pool
@@ -155,7 +155,7 @@ def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> rich.t
     for i, heading in enumerate(headings):
         shown.add_column(heading, no_wrap=i == 0)
     for row in rows:
-        shown.add_row(*(escape(cell) for cell in row))
+        shown.add_row(*(escape(printable(cell)) for cell in row))
     return shown
 
 

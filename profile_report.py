@@ -1,7 +1,5 @@
 """What `profile` prints: tables for the terminal, Markdown, CSV and JSON, all from the same measurements."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from .benchmark.cost import StageCost
 from .benchmark.profiled import MethodCost, Pipeline, Profile, StepCost, Steps
 from .benchmark.steps import Ratio
 from .benchmark.yardsticks import Throughput
+from .leaderboard.render import write_csv
 
 SCHEMA, ERM = 1, "erm"
 MISSING = "n/a"
@@ -321,13 +320,7 @@ def to_csv(profile: Profile) -> str:
         if name != "workers":
             lines.append({"method": ERM, "part": f"{name} loop", "images_per_s": rate})
     names = dict.fromkeys(name for line in lines for name in line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*names, *setting], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {**{name: "" if cell is None else cell for name, cell in line.items()}, **setting} for line in lines
-    )
-    return text.getvalue()
+    return write_csv([*names, *setting], ({**line, **setting} for line in lines))
 
 
 # ------------------------------------------------------------------------------------------------------- file names

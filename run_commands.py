@@ -163,7 +163,8 @@ def run(
     _print_board(made, splits or (named is not None and named.splits))
     failed = sum(record.status == "failed" for record in records)
     if failed:
-        err.print(f"{failed} of {len(records)} runs failed; the same command tries them again.", style="red")
+        told = f"{failed} of {len(records)} runs failed; the same command tries them again."
+        err.print(told, style="red", markup=False)
     if failed or any(planned.failed for planned in made.runs):
         raise typer.Exit(1)
 

@@ -154,7 +154,7 @@ Used = dict[str, NDArray[np.bool_]]
 
 
 class Annotations:
-    """Attributes of train and validation behind a budget.
+    """Attributes of train and validation behind a budget. What it does not grant is not kept.
 
     `y` and `a` map split names to arrays (n,) and (n, k); `seed` is the run's, from which the granted images are drawn.
     `env` has the dataset's own environments (n,), which no budget withholds; they are counted.
@@ -173,10 +173,10 @@ class Annotations:
         self.budget = budget
         self._columns = list(budget.columns(card))
         self._y = y
-        self._a = a
         self._env = env or {}
         shares: dict[Held, float] = {"train": budget.grant.train, "val": budget.grant.val}
         self._granted = {split: granted(y[split], shares[split], card.name, seed, split) for split in shares}
+        self._a = {split: _only(a[split], rows, self._columns) for split, rows in self._granted.items()}
         self._used = self._nothing()
         self._closed = False
 
@@ -254,6 +254,13 @@ class Annotations:
             total_a=k * (count["train:fit"] + either),
             n_rendered=len(self.card.interventions) * count["train:views"],
         )
+
+
+def _only(a: Indices, rows: Indices, columns: list[int]) -> Indices:
+    """Attributes (n, k) of these images and columns, -1 elsewhere."""
+    kept, places = np.full_like(a, -1), np.ix_(rows, np.array(columns, np.int64))
+    kept[places] = a[places]
+    return kept
 
 
 _FREE = ("val:y", "train:env", "val:env", "train:views")

@@ -3,6 +3,7 @@
 Content is all that is taken over; modes, owners and times of the members are not.
 """
 
+import errno
 import filecmp
 import gzip
 import os
@@ -111,6 +112,11 @@ def _readable(archive: Path) -> Iterator[None]:
         raise CorruptFile(f"{archive}: {error}. Nothing was unpacked; use the official archive.") from error
     except _BROKEN as error:
         why = " ".join(str(error).split()) or type(error).__name__
+        raise CorruptFile(f"{archive}: broken or truncated ({why}). Delete it and fetch it again.") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        why = "it points to places before its start"  # where zipfile seeks without a look
         raise CorruptFile(f"{archive}: broken or truncated ({why}). Delete it and fetch it again.") from error
 
 

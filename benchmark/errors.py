@@ -40,7 +40,10 @@ class MissingData(UserError):
 
 
 class CorruptFile(UserError):
-    """A file is truncated, foreign or altered; the message names it."""
+    """A file is truncated, foreign or altered; the message names it, on one line whatever it is called."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class DiskError(UserError):

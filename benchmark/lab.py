@@ -115,7 +115,7 @@ class Lab:
 
     def pixels(self, split: SplitName, view: str = "") -> Pixels:
         """Pixels and labels of a split, or of a view of it, loaded on first use; raises `BudgetExceeded` for the test
-        split before `fit` has returned, and `CorruptFile`.
+        split before `fit` has returned, and `CorruptFile`. The labels of test are -1: a method's model predicts it.
         """
         if split == "test" and not self.test_is_open:
             raise BudgetExceeded("the test split is not for methods: the engine predicts it after fit has returned")
@@ -124,8 +124,9 @@ class Lab:
                 data = self.store.split(split)
                 ensure_sound(self.store.pools[f"{split}:{view}" if view else split])
                 images, rows = (data.views[view], None) if view else (data.images, data.rows)
+                y = np.full_like(data.y, -1) if split == "test" else data.y
                 self._pixels[split, view] = Pixels(
-                    images, data.y, self._mean, self._std, self.device, self.recipe.channels_last, rows
+                    images, y, self._mean, self._std, self.device, self.recipe.channels_last, rows
                 )
         return self._pixels[split, view]
 

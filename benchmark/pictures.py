@@ -130,6 +130,8 @@ class Pictures:
 def _open(path: str | Path) -> Image.Image:
     with Image.open(path) as picture:
         picture.load()
+        if picture.mode == "P":  # as RGB it is the same without, and PIL says nothing about it
+            picture.info.pop("transparency", None)
         return picture
 
 

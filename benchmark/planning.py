@@ -24,6 +24,7 @@ from .store import Dataset, Store, open_store
 from .tuning import Space, Sweep, frozen
 
 DEFAULT_SEEDS = (0, 1, 2)
+MOST_DRAWS = 10_000
 T = TypeVar("T")
 
 
@@ -294,6 +295,8 @@ def _resolve(
         problems.append(f"seeds must be whole numbers from 0, got {list(request.seeds)}")
     if request.tuning == 1:
         problems.append("tuning must be 0 (no search) or at least 2 draws, the first of which is the defaults, got 1")
+    if request.tuning > MOST_DRAWS:
+        problems.append(f"tuning must be at most {MOST_DRAWS:,} draws: all of them are planned before the first is run")
     if request.extra not in ("", "val"):
         problems.append(f"--extra {request.extra}: only val can be had, the granted validation images")
     name = attempt(lambda: MethodName.parse(request.method + ("(+val)" if request.extra else "")))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import determinism, engine, metrics, record
+from . import determinism, engine, guard, metrics, record
 from .agreement import agreement
 from .annotations import Annotations, Attributes, Held, halves
 from .artifacts import drop_work
@@ -176,12 +176,19 @@ def _is_memory(error: Exception) -> bool:
 def execute(
     spec: RunSpec, store: Store, facts: dict[str, Any], clock: Clock, progress: Progress, watch: Watch
 ) -> tuple[RunRecord, bytes]:
-    """Fit, then predict every split, then score; `facts` are the record's fields known beforehand."""
+    """Fit, then predict every split, then score; `facts` are the record's fields known beforehand.
+
+    Labels of the test split are read for the first time after the method's model has predicted it.
+    """
     lab = Lab(spec.block, store, clock.device, clock, progress, watch)
     annotations = _annotations(spec, store)
-    fitted = _fit(spec, lab, annotations)
-    lab.test_is_open = True
-    logits: dict[SplitName, NDArray[np.float32]] = {name: _logits(lab, fitted.predictor, name) for name in SPLITS}
+
+    def answer() -> tuple[_Fitted, dict[SplitName, NDArray[np.float32]]]:
+        fitted = _fit(spec, lab, annotations)
+        lab.test_is_open = True
+        return fitted, {name: _logits(lab, fitted.predictor, name) for name in SPLITS}
+
+    fitted, logits = guard.watched(answer)
     return _record(facts, store, fitted, annotations, clock, logits)
 
 
@@ -192,7 +199,7 @@ def refit(spec: RunSpec, store: Store, progress: Progress = lambda stage, epoch,
     """
     lab = Lab(spec.block, store, pick_device(), Clock(pick_device()), progress)
     annotations = _annotations(spec, store)
-    predictor = _fit(spec, lab, annotations).predictor
+    predictor = guard.watched(lambda: _fit(spec, lab, annotations)).predictor
     drop_work(spec.hash)
     lab.test_is_open = True
     return lab, predictor

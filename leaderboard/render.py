@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import rich.box
 import rich.table
@@ -268,7 +268,8 @@ def to_terminal(tables: Iterable[Table], width: int, splits: bool = False) -> li
                 pad_edge=False,
             )
             for j, heading in enumerate(headings):
-                target.add_column(heading, justify="left" if j < len(KEYS) else "right", no_wrap=True)
+                side: Literal["left", "right"] = "left" if j < len(KEYS) else "right"
+                target.add_column(escape(printable(heading)), justify=side, no_wrap=True)
             for row in zip(*(cells[heading] for heading in headings), strict=True):
                 target.add_row(*(escape(printable(cell)) for cell in row))
             shown.append(target)

@@ -24,6 +24,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture
+def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody watches what is opened while a method fits: what else keeps it honest stands alone."""
+    from worstgroup.benchmark import guard
+
+    monkeypatch.setattr(guard, "watched", lambda work: work())
+
+
 @pytest.fixture(scope="session")
 def tiny() -> None:
     """The dataset `tinyvariants` is registered beside `tiny`."""

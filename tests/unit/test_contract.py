@@ -86,7 +86,7 @@ class Peeking(Weighted):
 
     def setup(self, task: Task, model: Any) -> None:
         super().setup(task, model)
-        self.weights = torch.from_numpy(1.0 + task._annotations._a["train"][:, 0])
+        self.weights = torch.from_numpy(1.0 + task._lab.store.split("train").a[:, 0])
 
 
 class PeekingAtTheOther(Weighted):
@@ -96,13 +96,15 @@ class PeekingAtTheOther(Weighted):
         super().setup(task, model)
         self.weights = torch.from_numpy(1.0 + task.groups("train").index)
         if task.spec.budget.attributes:
-            self.weights = self.weights + torch.from_numpy(task._annotations._a["train"][:, 1])
+            self.weights = self.weights + torch.from_numpy(task._lab.store.split("train").a[:, 1])
 
 
+@pytest.mark.usefixtures("unguarded")
 def test_reading_attributes_past_the_door_fails(bench: Callable[..., Bench]) -> None:
     assert_fails(bench(Peeking), "no-leak", "at budget none", "test_logits", "task.groups(split) is the only door")
 
 
+@pytest.mark.usefixtures("unguarded")
 def test_reading_the_attribute_that_was_not_granted_fails(bench: Callable[..., Bench]) -> None:
     assert_fails(bench(PeekingAtTheOther, GROUPS), "no-leak", "at budget train+val:stripe", "val_logits")
 
@@ -166,11 +168,20 @@ class Oracle(Pipeline):
         return Predictor(task.erm(), Choice("last"), Head())
 
 
+@pytest.mark.parametrize("cls", [Peeking, OpeningTest, OpeningTestQuietly, OpeningTestInSetup, Oracle])
+def test_a_run_that_opens_labels_past_its_task_fails(bench: Callable[..., Bench], cls: type[Any]) -> None:
+    verdict = judge(bench(cls), "runs")
+    assert verdict.state == "failed"
+    assert "the method reached past its task for" in verdict.message
+
+
+@pytest.mark.usefixtures("unguarded")
 @pytest.mark.parametrize("cls", [OpeningTest, OpeningTestQuietly, OpeningTestInSetup])
 def test_opening_the_test_split_fails(bench: Callable[..., Bench], cls: type[Any]) -> None:
     assert_fails(bench(cls), "test-unseen", "it asked for the test split before fitting was over")
 
 
+@pytest.mark.usefixtures("unguarded")
 def test_looking_test_labels_up_fails(bench: Callable[..., Bench]) -> None:
     assert_fails(bench(Oracle), "test-unseen", "permuting the labels of the test split changed", "test_prediction")
 

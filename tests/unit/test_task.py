@@ -228,6 +228,7 @@ def test_what_failed_to_be_made_is_neither_billed_nor_kept() -> None:
 # ------------------------------------------------------------------------------------------------------ the test split
 
 
+@pytest.mark.usefixtures("unguarded")
 def test_the_test_split_opens_when_fit_has_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     fit = runner._fit
     tried = []

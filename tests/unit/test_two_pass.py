@@ -44,7 +44,7 @@ def made(method: str, budget: str) -> tuple[RunRecord, Path]:
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Task], list[Training]]:
+def watched(unguarded: None, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Task], list[Training]]:
     """Tasks and trainings of the runs that follow."""
     tasks: list[Task] = []
     trainings: list[Training] = []
