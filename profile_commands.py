@@ -31,7 +31,7 @@ class Format(StrEnum):
 
 def profile(
     method: Annotated[str, typer.Option(help=r"HOST[+SOURCE]\[@POLICY], several separated by commas.")] = "",
-    dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT]. Default: digits2, or with --size planted.")] = "",
+    dataset: Annotated[str, typer.Option(help="DATASET[:VARIANT]. Default: digits2, or with --size generated.")] = "",
     backbone: Backbone = "",
     size: Annotated[
         int | None, typer.Option(metavar="PX", help="Generated images of this size, or the dataset's resized to it.")

@@ -170,6 +170,8 @@ def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
 
 
 def _zip_member(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    if not info.filename:
+        raise _Refused(info.filename, "has no name")
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         why = "is a symbolic link" if kind == stat.S_IFLNK else "is neither a file nor a folder"

@@ -5,6 +5,7 @@ initial weights from torch's global generator, which the caller seeds. torchvisi
 that need them, so that importing this module stays quick.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -213,8 +214,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"weights {path}: there is no such file")
     try:
-        safe = path.suffix == ".safetensors"
-        state: object = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a strange pickle, before it is refused
+            safe = path.suffix == ".safetensors"
+            state: object = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"weights {path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle can raise anything

@@ -171,7 +171,7 @@ def _planned(ask: Ask, report: Report) -> tuple[Plan, list[Absent]]:
     if ask.size is not None and ask.dataset:
         settings["data.size"] = str(ask.size)
     elif ask.size is not None:
-        dataset = f"planted:{ask.size}x{max(IMAGES, 4 * (ask.batch or 0))}"
+        dataset = f"generated:{ask.size}x{max(IMAGES, 4 * (ask.batch or 0))}"
     request = partial(Request, dataset, backbone=ask.backbone, weights="none", seeds=(0,), settings=settings)
     cells = (text.partition(" ") for text in ask.methods)
     asked = [request(name, budget=budget or ask.budget) for name, _, budget in cells]

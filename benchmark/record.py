@@ -81,6 +81,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Values = dict[str, Annotated[float, Field(allow_inf_nan=False)] | None]
 Count = Annotated[int, Field(ge=0, le=2**40)]
+Images = Annotated[int, Field(ge=0, le=10**7)]
+"""Images of a group: more would fill the memory of who recomputes what a budget grants, and no dataset has them."""
 
 
 class _Part(BaseModel):
@@ -131,11 +133,11 @@ class GroupRow(_Part):
 
     y: Count
     a: list[Count]
-    n_train: Count
+    n_train: Images
     correct_train: Count | None = None
-    m_val: Count
+    m_val: Images
     correct_val: Count
-    m_test: Count
+    m_test: Images
     correct_test: Count
 
 

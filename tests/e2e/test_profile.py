@@ -78,7 +78,7 @@ def test_generated_images_and_a_trace(call: Call, tmp_path: Path) -> None:
     setting = ("--size", 8, "--backbone", "tiny_cnn", "--batch", 8, "--steps", 2, "--rounds", 1, "--warmup", 1)
     done = call("profile", "--method", "groupdro", *setting, "--trace", tmp_path / "trace.json", "--format", "json")
     assert done.code == 0
-    assert json.loads(done.out)["dataset"] == "planted:8x512"
+    assert json.loads(done.out)["dataset"] == "generated:8x512"
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 

@@ -159,6 +159,7 @@ def assert_same(one: object, other: object) -> None:
         assert one == other
 
 
+@pytest.mark.usefixtures("unguarded")
 def test_damaged_weights_of_an_epoch_do_not_become_an_artifact(
     worked: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,12 +152,12 @@ def test_nothing_is_left_in_the_users_home_but_the_dataset() -> None:
 def test_generated_images_leave_nothing() -> None:
     made = measure(Ask(("groupdro",), **SETUP), SHORT)
     assert not home().exists()
-    assert (made.dataset, made.image, made.recipe.batch_size) == ("planted:16x512", (16, 16, 3), 16)
+    assert (made.dataset, made.image, made.recipe.batch_size) == ("generated:16x512", (16, 16, 3), 16)
 
 
 def test_large_batches_get_enough_generated_images() -> None:
     made = measure(Ask(("groupdro",), size=8, batch=200, backbone="tiny_cnn"), Effort(1, 2, 1))
-    assert made.dataset == "planted:8x800"
+    assert made.dataset == "generated:8x800"
     assert made.methods[0].steps is not None
     assert made.methods[0].steps.method.images == 200
 
@@ -304,7 +304,7 @@ def profile_of(device_type: str = "cpu", **changes: Any) -> Profile:
             "versions": {"torch": "2.9.0"},
         },
         "clock": "cuda events" if device_type == "cuda" else "process CPU time",
-        "dataset": "planted:64x512",
+        "dataset": "generated:64x512",
         "image": (64, 64, 3),
         "backbone": "resnet18",
         "recipe": Recipe(batch_size=32),

@@ -217,7 +217,7 @@ def test_a_worker_sees_its_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             with monkeypatch.context() as patch:
                 patch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-                executors._initialise(numbers, 2, 1, ())
+                executors._initialise(numbers, 2, 1, (), False)
                 seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     finally:
         signal.signal(signal.SIGINT, handler)

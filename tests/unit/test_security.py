@@ -242,10 +242,12 @@ def test_a_name_in_brackets_is_shown_and_not_obeyed(call: Call, runs: Path, tmp_
     folder.mkdir()
     assert f"No finished run in {folder}" in call("board", folder).out
     for path in find(runs):
-        edit(path, put("attributes.0.name", "x[/x]"))
+        text = path.read_text()
+        path.write_text(text.replace('"stripe"', '"x[/x]"').replace('"gap_stripe"', '"gap_x[/x]"'))
         edit(path, put("run", read(path).identity_hash()))
     result = call("board")
-    assert result.code == 0, result.err
+    assert (result.code, result.err) == (0, "")
+    assert "gap_x[/x]" in result.out
 
 
 def test_a_table_of_explain_holds_no_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
-"""planted: noise with a faint class and a loud shortcut, in any size and number: what `worstgroup profile` times on.
+"""generated: noise with a faint class and a loud shortcut, in any size and number: what `worstgroup profile` times on.
 
-`planted:64` has 512 train images of 64 x 64 pixels, `planted:64x2048` has 2,048 of them. What a step costs depends on
-the shape of its images, not on what they show, so that nothing needs to be fetched to measure a method.
+`generated:64` has 512 train images of 64 x 64 pixels, `generated:64x2048` has 2,048 of them. What a step costs
+depends on the shape of its images, not on what they show, so that nothing needs to be fetched to measure a method.
 """
 
 import re
@@ -31,7 +31,7 @@ def make_card(variant: str) -> Card | None:
 
 def _card(variant: str, size: int, images: int) -> Card:
     return Card(
-        name=f"planted:{variant}",
+        name=f"generated:{variant}",
         title=f"{images:,} train images of noise, {size}x{size} px, for `worstgroup profile`",
         classes=("low", "high"),
         attributes=(Attribute("corner", ("off", "on"), aligned=(0, 1), train_ratio=_ratio(images)),),
@@ -59,7 +59,7 @@ def _ratio(images: int) -> float:
     return aligned / (aligned + other)
 
 
-@dataset("planted", {"64": _card("64", 64, DEFAULT)}, make=make_card)
+@dataset("generated", {"64": _card("64", 64, DEFAULT)}, make=make_card)
 class Planted:
     """The generator."""
 
@@ -68,7 +68,7 @@ class Planted:
 
     def source_key(self, root: Path | None) -> str:
         """There is no source but this file; `root` is not used."""
-        return f"planted, version 1: {self.card.name}"
+        return f"generated, version 1: {self.card.name}"
 
     def load(self, root: Path | None) -> Splits:
         """Draw all splits from one legacy NumPy stream, which is frozen: the same pixels everywhere."""

@@ -5,10 +5,10 @@ import pytest
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.planning import find_card, make_dataset
 from worstgroup.benchmark.store import check_counts
-from worstgroup.datasets.planted import draw
+from worstgroup.datasets.generated import draw
 
 
-@pytest.mark.parametrize(("name", "images"), [("planted:8x40", 40), ("planted:33x101", 100), ("planted:64", 512)])
+@pytest.mark.parametrize(("name", "images"), [("generated:8x40", 40), ("generated:33x101", 100), ("generated:64", 512)])
 def test_every_size_has_its_counts_and_no_empty_group(name: str, images: int) -> None:
     dataset, card = make_dataset(name)
     splits = dataset.load(None)
@@ -20,8 +20,8 @@ def test_every_size_has_its_counts_and_no_empty_group(name: str, images: int) ->
 
 @pytest.mark.parametrize("variant", ["", "7", "64x39", "064", "64x", "x64", "-64", "64px", "99999"])
 def test_other_variants_are_refused(variant: str) -> None:
-    with pytest.raises(UserError, match="planted"):
-        find_card(f"planted:{variant}")
+    with pytest.raises(UserError, match="generated"):
+        find_card(f"generated:{variant}")
 
 
 def test_class_and_shortcut_are_where_they_are_said_to_be() -> None:
@@ -36,5 +36,5 @@ def test_class_and_shortcut_are_where_they_are_said_to_be() -> None:
 
 
 def test_the_same_pixels_every_time() -> None:
-    first, second = (make_dataset("planted:16")[0].load(None) for _ in range(2))
+    first, second = (make_dataset("generated:16")[0].load(None) for _ in range(2))
     assert all(np.array_equal(first[name].images, second[name].images) for name in first)
