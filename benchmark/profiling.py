@@ -17,7 +17,7 @@ from torch.profiler import profile as profiler
 from . import runner
 from .cost import StageCost
 from .engine import Objective
-from .errors import UserError, require
+from .errors import UserError, one_line, require
 from .home import data_home, home_at, write_bytes
 from .planning import Absent, Plan, Request, plan
 from .profiled import Counted, MethodCost, Pipeline, Profile, StepCost, Steps
@@ -202,8 +202,17 @@ class _Bench:
         self.steps_of_block = effort.steps or fitted_steps(self.side.block(2))
 
     def profile(self, specs: list[RunSpec], absent: list[Absent]) -> Profile:
-        """All methods, one after the other."""
+        """All methods, one after the other; with `skip` those that fail are among the absent ones."""
         block, card = self.erm.block, self.store.card
+        made = []
+        for spec in specs:
+            try:
+                made.append(self.method(spec))
+            except (UserError, RuntimeError) as error:
+                if not self.ask.skip:
+                    raise
+                reason = one_line(str(error))
+                absent.append(Absent(card.name, block.backbone, spec.method_label, str(spec.budget), reason))
         return Profile(
             env=runner.environment(runner.SESSION),
             clock=Stopwatch(self.side.device).clock,
@@ -215,7 +224,7 @@ class _Bench:
             steps=self.steps_of_block,
             rounds=self.effort.rounds,
             roofline=self.roofline,
-            methods=[self.method(spec) for spec in specs],
+            methods=made,
             absent=absent,
             loops=self.loops() if self.ask.loops else None,
             counted=[Counted.of(name, size) for name, size in self.ask.counted],

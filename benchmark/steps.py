@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from . import engine, runner
 from .backbones import Backbone
@@ -175,6 +176,22 @@ class Block:
         )
 
 
+class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums FLOPs by PyTorch's own formulas; its `FlopCounterMode` follows modules too, and cannot where gradients are
+    asked of a map in the middle of a network.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 class Side:
     """One of two trainings that are compared, ready to step: as the engine would train it, in its first epochs."""
 
@@ -240,9 +257,9 @@ class Side:
         with engine.watched(self.setup.model) as changed:
             while (count := sum(map(len, found.values()))) < most and (count < fewest or not found[True]):
                 changed.clear()
-                with FlopCounterMode(display=False) as counter:
+                with _Flops() as counter:
                     self._step(players, Stopwatch(self.device))
-                found[bool(changed)].append(float(counter.get_total_flops()))
+                found[bool(changed)].append(float(counter.total))
         return found
 
     def flops(self, updates: float) -> float:

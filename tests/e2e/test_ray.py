@@ -135,6 +135,7 @@ def test_without_a_common_home_everything_travels(
     assert {path.name for path in home.iterdir()} == {"board.sqlite", "data", "locks", "runs"}, "nothing was made here"
 
 
+@pytest.mark.slow
 def test_a_share_of_a_gpu(nodes: Nodes, home: Path, call: Call) -> None:
     """A node that says it has a GPU, where the runs see none that works and go on without."""
     nodes(gpus=1)
@@ -155,6 +156,7 @@ def test_what_no_node_has_is_refused(nodes: Nodes, home: Path, call: Call) -> No
     assert not list(find(home / "runs"))
 
 
+@pytest.mark.slow
 def test_a_node_with_another_version_is_refused(
     nodes: Nodes, home: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +168,7 @@ def test_a_node_with_another_version_is_refused(
     assert not list(find(home / "runs"))
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_tasks(nodes: Nodes, home: Path) -> None:
     nodes()
     process = start(home, *RUN, "--seeds", "0", "--set", "recipe.epochs=100000", *ON_RAY)

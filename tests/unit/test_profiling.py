@@ -433,3 +433,13 @@ def test_a_folder_gets_a_file_named_by_its_setting(tmp_path: Path) -> None:
     assert profile_report.file_name(compiled, "json", day) == "cost-h100-fp32-nchw-compiled-resnet18-64-2026-11-22.json"
     assert profile_report.place(tmp_path, fast, "csv").parent == tmp_path
     assert profile_report.place(tmp_path / "own.csv", fast, "csv") == tmp_path / "own.csv"
+
+
+def test_a_suite_goes_on_past_a_method_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("it broke\nhere")
+
+    monkeypatch.setattr(METHODS["groupdro"].cls, "loss", broken)
+    made = measure(replace(TINY, methods=("erm", "groupdro"), skip=True), SHORT)
+    assert [method.label for method in made.methods] == ["erm"]
+    assert [(absent.method, absent.reason) for absent in made.absent] == [("groupdro", "it broke here")]

@@ -21,6 +21,7 @@ from worstgroup.benchmark.steps import (
     Ratio,
     Side,
     Stopwatch,
+    _Flops,
     choose_training,
     find_training,
     interleave,
@@ -281,3 +282,14 @@ def test_the_stopwatch_counts_work_and_not_waiting() -> None:
     assert slept < 0.04 < 0.05 <= worked
     assert (watch.wall() >= 0.05).all()
     assert watch.clock == "process CPU time"
+
+
+def test_flops_are_counted_where_a_gradient_is_asked_of_a_map_inside() -> None:
+    """As Grad-CAM does on AlexNet: through the head and no further."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 2))
+    with _Flops() as counter:
+        maps = model[0](torch.ones(5, 3, 8, 8))
+        logits = model[2](model[1](maps))
+        torch.autograd.grad(logits.sum(), maps)
+    convolution, linear = 2 * 5 * 36 * 4 * 27, 2 * 5 * 4 * 36 * 2
+    assert counter.total == convolution + linear + linear
