@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .benchmark import machine
 from .benchmark.errors import UnknownName, UserError
-from .benchmark.machine import cores
 from .run_commands import Backbone, Budget, Plugins, Root, Settings, Threads
 from .terminal import err, load_plugins, out, pair, print_tables
 
@@ -136,8 +136,7 @@ def _threads(number: int) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    runs = 1 if torch.cuda.is_available() else min(4, cores())  # at a time, as in `run`
-    torch.set_num_threads(number or cores() // runs)
+    torch.set_num_threads(machine.workers(torch.cuda.device_count(), threads=number)["threads"])
     try:
         yield
     finally:
