@@ -64,6 +64,16 @@ def _peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def forward_flops(model: nn.Module, example: Tensor) -> float:
+    """FLOPs of one forward of an input (1, ...) in evaluation mode, by PyTorch's counter."""
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example)
+    model.train(training)
+    return float(counter.get_total_flops())
+
+
 @dataclass
 class Clock:
     """Stage costs of one run, and the costs inherited from shared artifacts (each billed once, by key)."""
@@ -149,12 +159,7 @@ class Clock:
 
         `example` is an input (1, ...) on which one forward of `model` is counted; a backward counts twice a forward.
         """
-        training = model.training
-        model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(example)
-        model.train(training)
-        flops = float(counter.get_total_flops())
+        flops = forward_flops(model, example)
 
         def forward(_: nn.Module, __: Any, out: Tensor) -> None:
             if not self._open:

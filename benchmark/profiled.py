@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones import build_backbone
-from .cost import StageCost
+from .cost import StageCost, forward_flops
 from .errors import UserError
 from .planning import Absent
 from .record import RunRecord
@@ -107,9 +106,9 @@ class Counted:
     @classmethod
     def of(cls, backbone: str, size: int) -> "Counted":
         """By PyTorch's counter, on a network without weights."""
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            build_backbone(backbone, num_classes=2, image=(size, size)).eval()(torch.empty(1, 3, size, size))
-        return cls(backbone, size, float(counter.get_total_flops()))
+        with torch.device("meta"):
+            model = build_backbone(backbone, num_classes=2, image=(size, size))
+            return cls(backbone, size, forward_flops(model, torch.empty(1, 3, size, size)))
 
     def flops(self, step: StepCost) -> float:
         """FLOPs of a step per train image: a backward counts twice a forward, what is outside the networks nothing."""
