@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import (
-    board_commands,
-    data_commands,
-    explain_commands,
-    profile_commands,
-    run_commands,
-    submission_commands,
-)
 from .benchmark.errors import UserError, printable
-from .terminal import err, load_plugins, out, print_tables
+from .commands import board, data, explain, profile, run, submission
+from .commands.terminal import err, load_plugins, out, print_tables
 
 if TYPE_CHECKING:
-    from .scaffold import Written
+    from .authoring.scaffold import Written
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,10 +78,10 @@ def root(
     """One protocol, one engine and honest budgets for methods that resist spurious correlations."""
 
 
-app.command()(run_commands.run)
-app.command()(run_commands.tune)
-app.command()(profile_commands.profile)
-app.command()(explain_commands.explain)
+app.command()(run.run)
+app.command()(run.tune)
+app.command()(profile.profile)
+app.command()(explain.explain)
 
 
 @app.command("ls")
@@ -98,20 +91,20 @@ def list_(
     plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers entries.")] = [],  # noqa: B006
 ) -> None:
     """List what there is."""
-    from . import listing
+    from .commands import listing
 
     load_plugins(plugin)
     print_tables([listing.table(kind.value, stale=stale)])
 
 
-app.command()(data_commands.show)
-app.command()(data_commands.prepare)
-app.command()(data_commands.embed)
+app.command()(data.show)
+app.command()(data.prepare)
+app.command()(data.embed)
 
 
-app.command()(board_commands.board)
-app.command()(submission_commands.verify)
-app.command()(submission_commands.submit)
+app.command()(board.board)
+app.command()(submission.verify)
+app.command()(submission.submit)
 
 
 @app.command()
@@ -120,7 +113,7 @@ def check(
     plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers the method.")] = [],  # noqa: B006
 ) -> None:
     """Check that a method keeps the contract, in a temporary home; exit code 1 when a check fails."""
-    from . import contract
+    from .authoring import contract
 
     load_plugins(plugin)
     failed = False
@@ -137,7 +130,7 @@ def check(
 @app.command("new-method")
 def new_method(name: Annotated[str, typer.Argument(help="Lowercase letters, digits, - and _.")]) -> None:
     """Write a working method to start from: into methods/ in a checkout, else into this folder."""
-    from . import scaffold
+    from .authoring import scaffold
 
     _print_written(scaffold.new_method(name, Path.cwd()))
 
@@ -145,7 +138,7 @@ def new_method(name: Annotated[str, typer.Argument(help="Lowercase letters, digi
 @app.command("new-dataset")
 def new_dataset(name: Annotated[str, typer.Argument(help="Lowercase letters, digits, - and _.")]) -> None:
     """Write a working reader of your pictures to start from: into datasets/ in a checkout, else into this folder."""
-    from . import scaffold
+    from .authoring import scaffold
 
     _print_written(scaffold.new_dataset(name, Path.cwd()))
 

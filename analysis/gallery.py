@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from ..benchmark.home import write_bytes
 from ..benchmark.spec import SplitName
-from ..contact_sheet import fitting, png, rgb
 from ..methods.blocks.explainers import Explainer, prepared
+from .contact_sheet import fitting, png, rgb
 from .look import Look
 
 SIDE, GAP, LABEL, HEAD = 96, 4, 200, 56

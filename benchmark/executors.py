@@ -27,7 +27,7 @@ from .store import Store
 
 
 class Reporter(Protocol):
-    """Who is told what happens; see `console.py`."""
+    """Who is told what happens; see `commands/console.py`."""
 
     def begin(self, total: int, cached: int) -> None:
         """Before the first run: how many there are, and how many are finished already."""

@@ -19,7 +19,7 @@ from worstgroup import cli
 from worstgroup.benchmark import pools, registry
 from worstgroup.benchmark.executors import run_plan  # noqa: F401
 from worstgroup.benchmark.planning import plan  # noqa: F401
-from worstgroup.console import RunReporter  # noqa: F401
+from worstgroup.commands.console import RunReporter  # noqa: F401
 from worstgroup.leaderboard import aggregate, page, render  # noqa: F401
 
 CHUNK = 2**14

@@ -1,9 +1,9 @@
 """The contract for what is composed: every group source under a host, every policy, training on validation too."""
 
 import pytest
-from worstgroup import contract
+from worstgroup.authoring import contract
+from worstgroup.authoring.trial import Bench
 from worstgroup.benchmark.registry import METHODS, SOURCES
-from worstgroup.trial import Bench
 
 COMPOSED = {
     **{f"dfr+{source}": "" for source in SOURCES if SOURCES[source].requires.fit == "none"},

@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from worstgroup import contract
+from worstgroup.authoring import contract
 from worstgroup.benchmark.budget import RUNGS
 from worstgroup.benchmark.registry import METHODS
 

@@ -87,7 +87,7 @@ def test_the_papers_stand_beside_ours(call: Call, runs: Path) -> None:
 def test_check_and_update_in_a_checkout(
     call: Call, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worstgroup import scaffold
+    from worstgroup.authoring import scaffold
 
     checkout = tmp_path / "checkout"
     for folder in (checkout / ".git", checkout / committed.RESULTS.parent):

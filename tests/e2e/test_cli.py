@@ -20,7 +20,7 @@ from worstgroup.benchmark.budget import RUNGS
 from worstgroup.benchmark.home import TEMPORARY
 from worstgroup.benchmark.record import find, predictions_path, read
 from worstgroup.benchmark.registry import BACKBONES, DATASETS, METHODS
-from worstgroup.console import RunReporter
+from worstgroup.commands.console import RunReporter
 
 RUN = ("run", "--dataset", "tiny", "--method", "erm,groupdro,dfr", "--seeds", "0,1")
 

@@ -241,7 +241,7 @@ def test_a_truncated_picture_is_named_with_its_line(call: Call, here: Path, home
 
 def test_an_interrupted_build_goes_on(here: Path, home: Path) -> None:
     """SIGINT while pictures are decoded: exit code 130, and the same command ends at the same fingerprint."""
-    from worstgroup import scaffold
+    from worstgroup.authoring import scaffold
 
     scaffold.new_dataset("my-birds", here)
     birds = write_birds(here.parent / "many", {name: tuple(30 * n for n in group) for name, group in COUNTS.items()})
@@ -265,7 +265,7 @@ def test_an_interrupted_build_goes_on(here: Path, home: Path) -> None:
 
 
 def test_two_processes_prepare_the_same_set(here: Path, home: Path) -> None:
-    from worstgroup import scaffold
+    from worstgroup.authoring import scaffold
 
     scaffold.new_dataset("my-birds", here)
     command = ("prepare", "my-birds", "--root", here.parent / "birds", "--plugin", here / "my_birds.py")

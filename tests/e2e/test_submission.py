@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from helpers import Call, Result, finish, start
-from worstgroup import scaffold
+from worstgroup.authoring import scaffold
+from worstgroup.authoring.contract import CHECKS
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.home import TEMPORARY
 from worstgroup.benchmark.record import find, read
-from worstgroup.contract import CHECKS
 
 PACKAGE = Path(__file__).parents[1] / "package"
 
@@ -196,7 +196,7 @@ def test_in_a_checkout_it_lies_among_the_methods(checkout: Path) -> None:
         done = subprocess.run(ruff, cwd=checkout, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     code = (
-        "from worstgroup.contract import verdicts\n"
+        "from worstgroup.authoring.contract import verdicts\n"
         "print({verdict.state for name in ('in-house', 'config') for verdict in verdicts(name)})"
     )
     environment = {**os.environ, "PYTHONPATH": str(checkout.parent)}

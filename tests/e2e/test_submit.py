@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from helpers import Call, edit, put
-from worstgroup import contract, scaffold
+from worstgroup.authoring import contract, scaffold
+from worstgroup.authoring.contract import CHECKS, Verdict
 from worstgroup.benchmark.home import TEMPORARY
 from worstgroup.benchmark.record import find, read
-from worstgroup.contract import CHECKS, Verdict
 from worstgroup.leaderboard import submission
 
 Pick = Callable[[str], Path]

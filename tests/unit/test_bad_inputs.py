@@ -24,12 +24,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
-from worstgroup import contract, run_commands
+from worstgroup.authoring import contract
 from worstgroup.benchmark import profiling
 from worstgroup.benchmark.archives import unpack
 from worstgroup.benchmark.backbones import _read_state
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.home import TEMPORARY
+from worstgroup.commands import run
 from worstgroup.datasets.idx import read_idx
 
 PLAIN: dict[str, Any] = {
@@ -173,7 +174,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> Any:
         raise typer.Exit(0)
 
-    monkeypatch.setattr(run_commands, "_search", stop)
+    monkeypatch.setattr(run, "_search", stop)
     monkeypatch.setattr(profiling, "measure", stop)
     monkeypatch.setattr(contract, "CHECKS", {})
 

@@ -22,7 +22,6 @@ from formats.celeba import (
     write_pair,
     write_partition,
 )
-from worstgroup import listing
 from worstgroup.benchmark import pictures as engine
 from worstgroup.benchmark.errors import CorruptFile, MissingData, UnknownName, UserError
 from worstgroup.benchmark.home import data_home
@@ -32,6 +31,7 @@ from worstgroup.benchmark.registry import DATASETS, METHODS
 from worstgroup.benchmark.spec import SPLITS, MethodName
 from worstgroup.benchmark.store import Split, Splits, found_card, open_store
 from worstgroup.benchmark.suite import read_suite
+from worstgroup.commands import listing
 from worstgroup.datasets import celeba, celeba_files
 from worstgroup.datasets.celeba import ATTRIBUTES, EX2L, CelebA
 

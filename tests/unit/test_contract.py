@@ -14,14 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from worstgroup import Batch, Objective, Predictor, Requires, Task, method
-from worstgroup.benchmark import runner
-from worstgroup.benchmark.budget import Budget
-from worstgroup.benchmark.errors import UnknownName
-from worstgroup.benchmark.registry import METHODS
-from worstgroup.benchmark.store import Store
-from worstgroup.benchmark.task import Checkpoint, Choice
-from worstgroup.contract import CHECKS, judge, obeys, verdicts
-from worstgroup.trial import (
+from worstgroup.authoring.contract import CHECKS, judge, obeys, verdicts
+from worstgroup.authoring.trial import (
     OUTPUTS,
     Bench,
     ContractError,
@@ -33,6 +27,12 @@ from worstgroup.trial import (
     survive,
     without,
 )
+from worstgroup.benchmark import runner
+from worstgroup.benchmark.budget import Budget
+from worstgroup.benchmark.errors import UnknownName
+from worstgroup.benchmark.registry import METHODS
+from worstgroup.benchmark.store import Store
+from worstgroup.benchmark.task import Checkpoint, Choice
 
 GROUPS = Requires(fit="train", native="train+val", classes="class")
 

@@ -14,7 +14,7 @@ from worstgroup.benchmark.record import Cost, RunRecord, Stage, find, read, reco
 from worstgroup.benchmark.runner import device_name, run_spec
 from worstgroup.benchmark.scheduling import Job
 from worstgroup.benchmark.spec import RunSpec
-from worstgroup.plan_report import about, lines
+from worstgroup.commands.plan_report import about, lines
 
 pytestmark = pytest.mark.usefixtures("tiny")
 HERE = Device("this one", 1)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from stubs import ledger, make_card, make_task, split_of, tiny_task
 from toys import NO_VAL
+from worstgroup.analysis.contact_sheet import GAP, SIDE, VIEWS, contact_sheet
 from worstgroup.benchmark.data import random_order
 from worstgroup.benchmark.errors import CorruptFile, UserError
 from worstgroup.benchmark.home import runs_home
@@ -27,7 +28,6 @@ from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.spec import Card, Recipe
 from worstgroup.benchmark.store import Dataset, Split, Splits, check_counts, open_store
 from worstgroup.benchmark.task import Pool, Task
-from worstgroup.contact_sheet import GAP, SIDE, VIEWS, contact_sheet
 from worstgroup.datasets.cm10 import cm10
 from worstgroup.datasets.cmnist import bin99, domainbed
 from worstgroup.datasets.digits2 import draw

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
-from worstgroup import profile_report
 from worstgroup.benchmark import yardsticks
 from worstgroup.benchmark.cost import StageCost
 from worstgroup.benchmark.errors import UserError
@@ -33,6 +32,7 @@ from worstgroup.benchmark.yardsticks import (
     reference_loop,
     write_pictures,
 )
+from worstgroup.commands import profile_report
 
 CPU = torch.device("cpu")
 SHORT = Effort(1, 2, 2)

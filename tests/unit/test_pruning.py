@@ -13,9 +13,9 @@ from worstgroup.benchmark.planning import Plan, Request, plan
 from worstgroup.benchmark.record import find, read
 from worstgroup.benchmark.runner import runs_home
 from worstgroup.benchmark.tuning import was_pruned
-from worstgroup.console import RunReporter
+from worstgroup.commands.console import RunReporter
+from worstgroup.commands.terminal import err
 from worstgroup.leaderboard.verify import verify
-from worstgroup.terminal import err
 
 pytestmark = pytest.mark.usefixtures("tiny")
 EPOCHS, DRAWS = 4, 8

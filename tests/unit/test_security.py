@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import worstgroup
 from helpers import Call, edit, finish, put, start
-from worstgroup import explain_commands
 from worstgroup.benchmark.record import find, read
 from worstgroup.benchmark.registry import DATASETS
+from worstgroup.commands import explain
 
 ROOT = Path(worstgroup.__file__).parent
 FILES = {
@@ -170,9 +170,9 @@ RULES: dict[str, tuple[Rule, dict[str, str]]] = {
     "console markup in text": (
         shows_text,
         {
-            "benchmark/cluster.py": "a line handed to run_commands, which prints it without markup",
-            "console.py": "what failed is red; names and errors in the line are escaped",
-            "terminal.py": "tables, whose cells are escaped where they are made",
+            "benchmark/cluster.py": "a line handed to `run`, which prints it without markup",
+            "commands/console.py": "what failed is red; names and errors in the line are escaped",
+            "commands/terminal.py": "tables, whose cells are escaped where they are made",
         },
     ),
 }
@@ -251,6 +251,6 @@ def test_a_name_in_brackets_is_shown_and_not_obeyed(call: Call, runs: Path, tmp_
 
 
 def test_a_table_of_explain_holds_no_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    explain_commands._write(tmp_path / "t", [{"=1+1": "@SUM(1)", "n": -1.5}, {"=1+1": "\x1b[2J", "n": None}])
+    explain._write(tmp_path / "t", [{"=1+1": "@SUM(1)", "n": -1.5}, {"=1+1": "\x1b[2J", "n": None}])
     assert (tmp_path / "t.csv").read_text().splitlines() == ["'=1+1,n", "'@SUM(1),-1.5", " [2J,"]
     assert "\x1b" not in capsys.readouterr().out

@@ -11,6 +11,8 @@ import torch
 from stubs import tiny_task
 from torch import Tensor
 from torch.nn import functional as F
+from worstgroup.authoring.contract import judge
+from worstgroup.authoring.trial import Bench, killed_after_epochs, killed_after_steps, make, profile, survive
 from worstgroup.benchmark import artifacts
 from worstgroup.benchmark.annotations import Attributes, Held
 from worstgroup.benchmark.artifacts import work_folder
@@ -21,8 +23,6 @@ from worstgroup.benchmark.engine import Objective
 from worstgroup.benchmark.lab import Arrays
 from worstgroup.benchmark.spec import Recipe
 from worstgroup.benchmark.task import Predictor, Task
-from worstgroup.contract import judge
-from worstgroup.trial import Bench, killed_after_epochs, killed_after_steps, make, profile, survive
 
 TRAIN, EPOCHS, STEPS = 96, 2, 6
 NEEDS_GROUPS = Requires(fit="train", native="train+val", classes="class")

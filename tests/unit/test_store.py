@@ -14,7 +14,6 @@ import torch
 from formats.drawn import COUNTS, write_drawn
 from PIL import Image
 from torchvision import transforms
-from worstgroup import listing
 from worstgroup.benchmark import pools
 from worstgroup.benchmark import store as module
 from worstgroup.benchmark.data import Pixels
@@ -26,6 +25,7 @@ from worstgroup.benchmark.pools import pool_path
 from worstgroup.benchmark.registry import DATASETS, load_plugin
 from worstgroup.benchmark.spec import SPLITS, Card
 from worstgroup.benchmark.store import Dataset, Split, Store, check_counts, open_store
+from worstgroup.commands import listing
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -12,11 +12,11 @@ from worstgroup.benchmark.planning import Plan, Request, plan
 from worstgroup.benchmark.record import Cost, RunRecord, find, read, record_path
 from worstgroup.benchmark.runner import runs_home
 from worstgroup.benchmark.tuning import first_best
-from worstgroup.console import RunReporter
+from worstgroup.commands.console import RunReporter
+from worstgroup.commands.listing import draws_table
+from worstgroup.commands.terminal import err
 from worstgroup.leaderboard import aggregate, render
 from worstgroup.leaderboard.verify import verify
-from worstgroup.listing import draws_table
-from worstgroup.terminal import err
 
 pytestmark = pytest.mark.usefixtures("tiny")
 SEEDS = (3, 5)

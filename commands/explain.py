@@ -1,4 +1,4 @@
-"""The command that looks into a finished run's model; `cli.py` registers it."""
+"""The command that looks into a finished run's model."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .benchmark.errors import UserError, printable
+from ..benchmark.errors import UserError, printable
 from .terminal import err, interruptible, load_plugins, out
 
 if TYPE_CHECKING:
-    from .analysis.look import Look
-    from .benchmark.store import Store
+    from ..analysis.look import Look
+    from ..benchmark.store import Store
 
 
 class Explainer(StrEnum):
@@ -73,7 +73,7 @@ def explain(
     ] = [],  # noqa: B006
 ) -> None:
     """Fit a finished run again and show what it looks at, beside the block's ERM: pictures and tables in a folder."""
-    from .analysis import look as looking
+    from ..analysis import look as looking
     from .console import BuildReporter
 
     load_plugins(plugin)
@@ -91,16 +91,16 @@ def explain(
         if features:
             _features(seen, folder, split)
         if attribution:
-            from .analysis import attribution as attributing
+            from ..analysis import attribution as attributing
 
             silhouettes = _silhouettes(seen, root)
             _write(folder / "attribution", attributing.report(seen, silhouettes))
         if critical:
-            from .analysis import critical as sorting
+            from ..analysis import critical as sorting
 
             _write(folder / "critical", sorting.report(seen, folder / "critical.png"), folder / "critical.png")
         if not (clusters or features or attribution or critical):
-            from .analysis.gallery import gallery
+            from ..analysis.gallery import gallery
 
             picture = folder / f"gallery-{explainer.value}.png"
             gallery(seen, picture, explainer.value, split.value, columns)
@@ -108,21 +108,21 @@ def explain(
 
 
 def _features(seen: "Look", folder: Path, split: Part) -> None:
-    from .analysis import separability
+    from ..analysis import separability
 
     picture = folder / f"features-{split.value}.png"
     _write(folder / f"features-{split.value}", separability.report(seen, split.value, picture), picture)
 
 
 def _clusters(seen: "Look", path: Path, folder: Path, explainer: Explainer, columns: int) -> None:
-    from .analysis import clusters
+    from ..analysis import clusters
 
     picture = folder / f"clusters-{explainer.value}.png"
     _write(folder / "clusters", clusters.report(seen, path, picture, explainer.value, columns), picture)
 
 
 def _silhouettes(seen: "Look", root: Path | None) -> "Store":
-    from .analysis.look import reopen
+    from ..analysis.look import reopen
 
     try:
         return reopen(seen.record, root, lambda what, done, total: None, variant="mask")
@@ -134,8 +134,8 @@ def _write(path: Path, lines: list[dict[str, object]], *pictures: Path) -> None:
     """A table as Markdown on the screen and as CSV on disk."""
     from tabulate import tabulate
 
-    from .benchmark.home import write_bytes
-    from .leaderboard.render import write_csv
+    from ..benchmark.home import write_bytes
+    from ..leaderboard.render import write_csv
 
     headings = list(dict.fromkeys(key for line in lines for key in line))
     file = path.with_suffix(".csv")

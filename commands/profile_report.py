@@ -12,11 +12,11 @@ import rich.table
 from rich.markup import escape
 from tabulate import tabulate
 
-from .benchmark.cost import StageCost
-from .benchmark.profiled import MethodCost, Pipeline, Profile, StepCost, Steps
-from .benchmark.steps import Ratio
-from .benchmark.yardsticks import Throughput
-from .leaderboard.render import write_csv
+from ..benchmark.cost import StageCost
+from ..benchmark.profiled import MethodCost, Pipeline, Profile, StepCost, Steps
+from ..benchmark.steps import Ratio
+from ..benchmark.yardsticks import Throughput
+from ..leaderboard.render import write_csv
 
 SCHEMA, ERM = 1, "erm"
 MISSING = "n/a"

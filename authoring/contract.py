@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .benchmark.annotations import Held, most_labels
-from .benchmark.budget import RUNGS, Budget
-from .benchmark.errors import DiskError, UserError
-from .benchmark.lab import Progress
-from .benchmark.planning import find_card
-from .benchmark.registry import MethodEntry
+from ..benchmark.annotations import Held, most_labels
+from ..benchmark.budget import RUNGS, Budget
+from ..benchmark.errors import DiskError, UserError
+from ..benchmark.lab import Progress
+from ..benchmark.planning import find_card
+from ..benchmark.registry import MethodEntry
 from .trial import (
     DATASET,
     OUTPUTS,

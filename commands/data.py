@@ -1,4 +1,4 @@
-"""The commands on datasets: `show`, `prepare` and `embed`; `cli.py` registers them."""
+"""The commands on datasets: `show`, `prepare` and `embed`."""
 
 from pathlib import Path
 from shlex import quote
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .benchmark.errors import UserError
+from ..benchmark.errors import UserError
 from .terminal import err, interruptible, load_plugins, out, pair
 
 if TYPE_CHECKING:
-    from .benchmark.store import Store
+    from ..benchmark.store import Store
 
 
 def show(
@@ -32,7 +32,7 @@ def show(
             raise UserError("--output, --root and --set go with --images")
         out.print(listing.card(name), markup=False, highlight=False, soft_wrap=True)
         return
-    from .contact_sheet import contact_sheet
+    from ..analysis.contact_sheet import contact_sheet
 
     store = _prepare(name, root, set_)
     path = output or Path(f"{store.card.name.translate(str.maketrans('/:[],', '-----')).strip('-')}.png")
@@ -42,7 +42,7 @@ def show(
 
 def _prepare(name: str, root: Path | None, settings: list[str], **options: bool) -> "Store":
     """A dataset's store, with a progress bar while it is built."""
-    from .benchmark import prepare
+    from ..benchmark import prepare
     from .console import BuildReporter
 
     with interruptible(), BuildReporter(err) as report:
@@ -89,7 +89,7 @@ def embed(
     plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers entries.")] = [],  # noqa: B006
 ) -> None:
     """Write a frozen backbone's features of a dataset as embeddings, to train on with --dataset embeddings."""
-    from .benchmark.embed import export
+    from ..benchmark.embed import export
     from .console import BuildReporter
 
     load_plugins(plugin)

@@ -9,19 +9,19 @@ from typing import Any
 import rich.table
 from rich.markup import escape
 
-from .benchmark import record
-from .benchmark.budget import RUNGS, Budget, Requires
-from .benchmark.errors import CorruptFile, UnknownName, printable
-from .benchmark.home import runs_home
-from .benchmark.planning import code_now, find_card
-from .benchmark.pools import open_pool
-from .benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
-from .benchmark.search import ranges
-from .benchmark.spec import PROTOCOL, PSEUDO, Card, RunSpec
-from .benchmark.store import Store
-from .benchmark.store import prepared as prepared_store
-from .benchmark.suite import read_suite, suite_names
-from .benchmark.tuning import Sweep, first_best, frozen
+from ..benchmark import record
+from ..benchmark.budget import RUNGS, Budget, Requires
+from ..benchmark.errors import CorruptFile, UnknownName, printable
+from ..benchmark.home import runs_home
+from ..benchmark.planning import code_now, find_card
+from ..benchmark.pools import open_pool
+from ..benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
+from ..benchmark.search import ranges
+from ..benchmark.spec import PROTOCOL, PSEUDO, Card, RunSpec
+from ..benchmark.store import Store
+from ..benchmark.store import prepared as prepared_store
+from ..benchmark.suite import read_suite, suite_names
+from ..benchmark.tuning import Sweep, first_best, frozen
 
 
 def table(kind: str, *, stale: bool = False) -> rich.table.Table:

@@ -1,4 +1,4 @@
-"""The commands by which results are handed on: `verify` and `submit`; `cli.py` registers them."""
+"""The commands by which results are handed on: `verify` and `submit`."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,8 +18,8 @@ def verify(
 
     Nothing is fetched: the dataset is looked at where it is built in or prepared.
     """
-    from .benchmark.home import runs_home
-    from .leaderboard.verify import LEVELS, orphans, verify_all
+    from ..benchmark.home import runs_home
+    from ..leaderboard.verify import LEVELS, orphans, verify_all
 
     load_plugins(plugin)
     target = path or runs_home()
@@ -52,10 +52,10 @@ def submit(
     plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers the method.")] = [],  # noqa: B006
 ) -> None:
     """Write what a pull request needs: a method's verified results in their published form, its file, a checklist."""
-    from . import contract, scaffold
-    from .benchmark.home import runs_home
-    from .leaderboard import submission
-    from .leaderboard.submission_text import Check
+    from ..authoring import contract, scaffold
+    from ..benchmark.home import runs_home
+    from ..leaderboard import submission
+    from ..leaderboard.submission_text import Check
 
     load_plugins(plugin)
     label = submission.label_of(method)

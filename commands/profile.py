@@ -1,4 +1,4 @@
-"""The command `profile`; `cli.py` registers it."""
+"""The command `profile`."""
 
 import sys
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .benchmark import machine
-from .benchmark.errors import UnknownName, UserError
-from .run_commands import Backbone, Budget, Plugins, Root, Settings, Threads
+from ..benchmark import machine
+from ..benchmark.errors import UnknownName, UserError
+from .run import Backbone, Budget, Plugins, Root, Settings, Threads
 from .terminal import err, load_plugins, out, pair, print_tables
 
 if TYPE_CHECKING:
-    from .benchmark.profiled import Profile
-    from .benchmark.profiling import Ask, Effort
+    from ..benchmark.profiled import Profile
+    from ..benchmark.profiling import Ask, Effort
 
 
 class Format(StrEnum):
@@ -69,7 +69,7 @@ def profile(
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
 ) -> None:
     """Measure what methods cost beside ERM: training steps in turns with ERM's, and whole pipelines by stage."""
-    from .benchmark import profiling
+    from ..benchmark import profiling
     from .console import BuildReporter
 
     load_plugins(plugin)
@@ -106,8 +106,8 @@ def _check_places(format_: Format, output: Path | None, trace: Path | None) -> N
 
 def _suite(name: str) -> "Ask":
     """A suite's measurements; raises `UserError` without the GPU that it is for."""
-    from .benchmark.profiling import SUITES, everything
-    from .benchmark.runner import pick_device
+    from ..benchmark.profiling import SUITES, everything
+    from ..benchmark.runner import pick_device
 
     if name not in SUITES:
         raise UnknownName("profile suite", name, SUITES)
@@ -123,8 +123,8 @@ def _suite(name: str) -> "Ask":
 
 def _effort(warmup: int | None, steps: int | None, rounds: int | None) -> "Effort":
     """The device's defaults with what the command line says."""
-    from .benchmark.profiling import EFFORTS
-    from .benchmark.runner import pick_device
+    from ..benchmark.profiling import EFFORTS
+    from ..benchmark.runner import pick_device
 
     said = {"warmup": warmup, "steps": steps, "rounds": rounds}
     return replace(EFFORTS[pick_device().type], **{name: value for name, value in said.items() if value is not None})
@@ -144,8 +144,8 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _show(made: "Profile", format_: Format, output: Path | None) -> None:
+    from ..benchmark.home import write_bytes
     from . import profile_report
-    from .benchmark.home import write_bytes
 
     if format_ is Format.table:
         print_tables(profile_report.to_terminal(made))

@@ -6,11 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from .benchmark.errors import UserError, require
-from .benchmark.home import write_bytes
-from .benchmark.registry import DATASETS, METHODS
+from ..benchmark.errors import UserError, require
+from ..benchmark.home import write_bytes
+from ..benchmark.registry import DATASETS, METHODS
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 
 INSIDE = """\

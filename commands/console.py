@@ -17,8 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .benchmark.record import RunRecord
-from .benchmark.spec import RunSpec
+from ..benchmark.record import RunRecord
+from ..benchmark.spec import RunSpec
 
 WORTH_A_LINE = 2.0
 """Seconds that something must have taken to be reported when it is done."""

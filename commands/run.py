@@ -1,4 +1,4 @@
-"""The commands that train: `run` and `tune`; `cli.py` registers them."""
+"""The commands that train: `run` and `tune`."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .benchmark import machine
-from .benchmark.errors import UnknownName, UserError
+from ..benchmark import machine
+from ..benchmark.errors import UnknownName, UserError
 from .terminal import err, interruptible, load_plugins, out, pair, print_leaderboard, print_problems, print_tables
 
 if TYPE_CHECKING:
-    from .benchmark.executors import Reporter
-    from .benchmark.planning import Plan, Request
-    from .benchmark.record import RunRecord
-    from .benchmark.suite import Suite
+    from ..benchmark.executors import Reporter
+    from ..benchmark.planning import Plan, Request
+    from ..benchmark.record import RunRecord
+    from ..benchmark.suite import Suite
 
     RunPlan = Callable[[Plan, Reporter], list[RunRecord]]
 
@@ -127,9 +127,9 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
 ) -> None:
     """Run what is missing of a suite, or of one dataset and some methods, and print its leaderboard."""
-    from .benchmark import determinism, executors
-    from .benchmark.planning import DEFAULT_SEEDS, Request
-    from .benchmark.suite import read_suite
+    from ..benchmark import determinism, executors
+    from ..benchmark.planning import DEFAULT_SEEDS, Request
+    from ..benchmark.suite import read_suite
 
     means = Means(executor, jobs, threads, cpus, gpus, tuple(plugin), prune)
     load_plugins(plugin)
@@ -195,7 +195,7 @@ def tune(
 
     `run --tuning N` then takes the best draw to every seed, without searching again.
     """
-    from .benchmark.planning import Request
+    from ..benchmark.planning import Request
     from .listing import draws_table
 
     means = Means(executor, jobs, threads, cpus, gpus, tuple(plugin), prune)
@@ -253,7 +253,7 @@ def _changed(
 
 
 def _plan(requests: "list[Request]", root: Path | None, strict: bool, quiet: bool) -> "Plan":
-    from .benchmark.planning import plan
+    from ..benchmark.planning import plan
     from .console import BuildReporter
 
     with interruptible(), BuildReporter(err, quiet) as build:
@@ -280,7 +280,7 @@ class Means:
             advice = ", where --cpus and --gpus say how many runs fit" if option == "--jobs" else ""
             raise UserError(f"{option} does not go with --executor {self.executor}{advice}")
         if on_ray:
-            from .benchmark.cluster import need_ray
+            from ..benchmark.cluster import need_ray
 
             need_ray()
 
@@ -288,7 +288,7 @@ class Means:
         """What runs plans, as long as the context lasts."""
         workers = _workers(self.jobs, self.threads)
         if self.executor is Executor.RAY:
-            from .benchmark.cluster import Cluster
+            from ..benchmark.cluster import Cluster
 
             return Cluster(
                 cpus=self.cpus,
@@ -298,7 +298,7 @@ class Means:
                 plugins=self.plugins,
                 say=lambda line: None if quiet else _say(line),
             )
-        from .benchmark.executors import run_plan
+        from ..benchmark.executors import run_plan
 
         return nullcontext(lambda plan, reporter: run_plan(plan, reporter, **workers, plugins=self.plugins))
 
@@ -321,7 +321,7 @@ def _execute(plan: "Plan", quiet: bool, means: Means) -> "tuple[Plan, list[RunRe
 
 def _search(plan: "Plan", quiet: bool, means: Means, run_plan: "RunPlan") -> "list[RunRecord]":
     """Records of the candidates of a plan's searches."""
-    from .benchmark import pruning
+    from ..benchmark import pruning
     from .console import RunReporter
 
     with interruptible(), RunReporter(err, quiet) as reporter:
@@ -338,8 +338,8 @@ def _workers(jobs: int, threads: int) -> dict[str, int]:
 
 def _print_plan(plan: "Plan", jobs: int, threads: int) -> None:
     """What would run, what is finished, and how long it is likely to take."""
-    from .benchmark import forecast
-    from .benchmark.runner import device_name
+    from ..benchmark import forecast
+    from ..benchmark.runner import device_name
     from .plan_report import lines
 
     workers = _workers(jobs, threads)
@@ -352,9 +352,9 @@ def _print_plan(plan: "Plan", jobs: int, threads: int) -> None:
 
 
 def _print_board(plan: "Plan", splits: bool) -> None:
-    from .benchmark.home import runs_home
-    from .benchmark.record import record_path
-    from .leaderboard import aggregate
+    from ..benchmark.home import runs_home
+    from ..benchmark.record import record_path
+    from ..leaderboard import aggregate
 
     paths = [record_path(runs_home(), planned.spec) for planned in plan.runs if planned.spec is not None]
     absent = [planned.absent for planned in plan.runs if planned.absent]

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from .benchmark.forecast import Forecast, SharedErm, State
-from .benchmark.planning import Plan
-from .benchmark.spec import RunSpec
+from ..benchmark.forecast import Forecast, SharedErm, State
+from ..benchmark.planning import Plan
+from ..benchmark.spec import RunSpec
 
 AGAIN: dict[State, str] = {"failed": " again, it failed", "stale": " again, its code has changed"}
 

@@ -1,4 +1,4 @@
-"""The command `board`; `cli.py` registers it."""
+"""The command `board`."""
 
 import sys
 from enum import StrEnum
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .benchmark.errors import UserError
-from .run_commands import Splits
+from ..benchmark.errors import UserError
+from .run import Splits
 from .terminal import out, print_leaderboard, print_problems
 
 if TYPE_CHECKING:
-    from .leaderboard.table import Table
+    from ..leaderboard.table import Table
 
 
 class Format(StrEnum):
@@ -56,9 +56,9 @@ def board(
 
     Records that are damaged or whose numbers do not follow from each other are named and left out.
     """
-    from .benchmark import record
-    from .benchmark.home import runs_home
-    from .leaderboard import aggregate
+    from ..benchmark import record
+    from ..benchmark.home import runs_home
+    from ..leaderboard import aggregate
 
     if check or update:
         if (check and update) or path or output or reproduction or costs:
@@ -88,8 +88,8 @@ def board(
 
 def _committed(check: bool) -> None:
     """Compare the tables of the checkout with its results, or make them anew."""
-    from . import scaffold
-    from .leaderboard import committed
+    from ..authoring import scaffold
+    from ..leaderboard import committed
 
     if not scaffold.in_checkout(Path.cwd(), scaffold.PACKAGE):
         raise UserError("--check and --update are about the tables of a checkout of worstgroup; go there first")
@@ -105,13 +105,13 @@ def _committed(check: bool) -> None:
 
 
 def _beside_papers(format_: Format, tables: "list[Table]") -> str:
-    from .leaderboard import reproduction
+    from ..leaderboard import reproduction
 
     return reproduction.render(tables, "md" if format_ is Format.table else format_.value)
 
 
 def _beside_costs(path: Path, format_: Format, tables: "list[Table]") -> str:
-    from .leaderboard import costs
+    from ..leaderboard import costs
 
     text = "md" if format_ is Format.table else format_.value
     if text not in ("md", "csv"):
@@ -120,7 +120,7 @@ def _beside_costs(path: Path, format_: Format, tables: "list[Table]") -> str:
 
 
 def _text(format_: Format, tables: "list[Table]", splits: bool) -> str:
-    from .leaderboard import page, render
+    from ..leaderboard import page, render
 
     made = {
         Format.md: lambda: render.to_markdown(tables, splits),
@@ -133,7 +133,7 @@ def _text(format_: Format, tables: "list[Table]", splits: bool) -> str:
 
 
 def _write(text: str, output: Path | None) -> None:
-    from .benchmark.home import write_bytes
+    from ..benchmark.home import write_bytes
 
     if output is None:
         sys.stdout.write(text)

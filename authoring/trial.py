@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .benchmark import runner
-from .benchmark.annotations import granted
-from .benchmark.artifacts import load_state
-from .benchmark.budget import Budget
-from .benchmark.engine import Objective
-from .benchmark.errors import UserError
-from .benchmark.home import artifacts_home, runs_home
-from .benchmark.lab import Progress
-from .benchmark.planning import Request, find_card, native_budget, plan
-from .benchmark.predictions import Arrays
-from .benchmark.record import Cost, Ledger, RunRecord, read_predictions, record_path
-from .benchmark.registry import METHODS, SOURCES
-from .benchmark.spec import MethodName, SplitName
-from .benchmark.store import Split, Store
-from .benchmark.task import Task
+from ..benchmark import runner
+from ..benchmark.annotations import granted
+from ..benchmark.artifacts import load_state
+from ..benchmark.budget import Budget
+from ..benchmark.engine import Objective
+from ..benchmark.errors import UserError
+from ..benchmark.home import artifacts_home, runs_home
+from ..benchmark.lab import Progress
+from ..benchmark.planning import Request, find_card, native_budget, plan
+from ..benchmark.predictions import Arrays
+from ..benchmark.record import Cost, Ledger, RunRecord, read_predictions, record_path
+from ..benchmark.registry import METHODS, SOURCES
+from ..benchmark.spec import MethodName, SplitName
+from ..benchmark.store import Split, Store
+from ..benchmark.task import Task
 
 DATASET, SEED = "tiny", 0
 OUTPUTS = ("val_prediction", "val_logits", "test_prediction", "test_logits")

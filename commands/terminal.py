@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from .benchmark.errors import UserError, one_line
+from ..benchmark.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from .leaderboard.table import Table
+    from ..leaderboard.table import Table
 
 out = Console(emoji=False, width=None if sys.stdout.isatty() else 1000)  # a pipe has no width: there nothing is wrapped
 err = Console(stderr=True, emoji=False)
@@ -20,7 +20,7 @@ err = Console(stderr=True, emoji=False)
 
 def load_plugins(plugins: list[Path]) -> None:
     """Import the files named by --plugin."""
-    from .benchmark.registry import load_plugin
+    from ..benchmark.registry import load_plugin
 
     for file in plugins:
         load_plugin(file)
@@ -48,7 +48,7 @@ def pair(text: str, option: str = "--set", form: str = "KEY=VALUE") -> tuple[str
 
 def print_leaderboard(tables: "list[Table]", splits: bool = False) -> None:
     """Tables as wide as the terminal, and their legend."""
-    from .leaderboard import render
+    from ..leaderboard import render
 
     print_tables(render.to_terminal(tables, out.width, splits))
     if tables:

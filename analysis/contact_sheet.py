@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .benchmark import metrics
-from .benchmark.errors import require
-from .benchmark.home import write_bytes
-from .benchmark.spec import SPLITS, SplitName
-from .benchmark.store import Store
+from ..benchmark import metrics
+from ..benchmark.errors import require
+from ..benchmark.home import write_bytes
+from ..benchmark.spec import SPLITS, SplitName
+from ..benchmark.store import Store
 
 COLUMNS: dict[SplitName, int] = {"train": 6, "test": 4}
 """Pictures of a group by split; a variant may change the pictures of one of them only."""
