@@ -20,6 +20,7 @@ from ..benchmark import runner
 from ..benchmark.annotations import granted
 from ..benchmark.artifacts import load_state
 from ..benchmark.budget import Budget
+from ..benchmark.device import running_on
 from ..benchmark.engine import Objective
 from ..benchmark.errors import UserError
 from ..benchmark.home import artifacts_home, runs_home
@@ -66,7 +67,7 @@ def profile() -> Iterator[None]:
     with (
         TemporaryDirectory(prefix="worstgroup-check-") as home,
         patch.dict(os.environ, WORSTGROUP_HOME=home),
-        patch.object(runner, "pick_device", lambda: torch.device("cpu")),
+        running_on(torch.device("cpu")),
     ):
         torch.set_num_threads(1)
         try:

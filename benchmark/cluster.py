@@ -29,9 +29,10 @@ from .fingerprint import package_fingerprint
 from .home import TEMPORARY, home, write_bytes
 from .parcels import candidates_of, gather, pack_store
 from .planning import Plan
+from .provenance import SESSION
 from .record import RunRecord
 from .registry import plugin_name
-from .runner import SESSION, adopts, finished, lost, run_spec
+from .runner import adopts, finished, lost, run_spec
 from .slots import Queue, Share, share_of
 from .spec import RunSpec
 

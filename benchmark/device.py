@@ -1,10 +1,12 @@
-"""How a GPU is used: copies that the host does not wait for, fused optimisers, kernels by precision, compiled trunks.
+"""Which device runs are made on, and how a GPU is used: copies that the host does not wait for, fused optimisers,
+kernels by precision, compiled trunks.
 
 On a processor nothing of this changes a bit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -12,6 +14,23 @@ from torch import Tensor, nn
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
+
+_told: ContextVar[torch.device | None] = ContextVar("_told", default=None)
+
+
+def pick_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return _told.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def running_on(device: torch.device) -> Iterator[None]:
+    """Inside, `pick_device` gives this device."""
+    token = _told.set(device)
+    try:
+        yield
+    finally:
+        _told.reset(token)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from .backbones import Backbone, build_backbone, check_backbone, normalization
 from .data import Pixels
+from .device import pick_device
 from .engine import predict
 from .errors import require
 from .home import write_file
 from .planning import make_dataset
 from .pools import Report
-from .runner import pick_device
 from .spec import SPLITS, Card, Recipe, SplitName, derive_seed
 from .store import Store, open_store
 

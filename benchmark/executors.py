@@ -18,9 +18,10 @@ from .determinism import deterministic
 from .errors import UserError
 from .machine import on_one_device, visible_gpu
 from .planning import Plan
+from .provenance import SESSION, device_name
 from .record import RunRecord
 from .registry import load_plugin
-from .runner import SESSION, device_name, finished, run_spec
+from .runner import finished, run_spec
 from .scheduling import Job, Queue
 from .spec import RunSpec
 from .store import Store

@@ -16,11 +16,13 @@ from torch.profiler import profile as profiler
 
 from . import runner
 from .cost import StageCost
+from .device import pick_device
 from .engine import Objective
 from .errors import UserError, one_line, require
 from .home import data_home, home_at, write_bytes
 from .planning import Absent, Plan, Request, plan
 from .profiled import Counted, MethodCost, Pipeline, Profile, StepCost, Steps
+from .provenance import SESSION, environment
 from .record import RunRecord
 from .registry import METHODS, SOURCES
 from .spec import RunSpec
@@ -118,7 +120,7 @@ def everything() -> tuple[str, ...]:
 
 def measure(ask: Ask, effort: Effort | None = None, report: Report = lambda what, done, total: None) -> Profile:
     """Measure methods one after the other, each beside ERM; raises `UserError` for what cannot run, before any work."""
-    device = runner.pick_device()
+    device = pick_device()
     effort = effort or EFFORTS[device.type]
     require(ask.trace is None or len(ask.methods) == 1, "--trace: a trace is of one method; name one with --method")
     with _fresh_home(with_data=bool(ask.dataset) or ask.size is None), _without_denormals():
@@ -194,7 +196,7 @@ class _Bench:
         if recipe.batch_size > images:
             text = f"batches of {recipe.batch_size} images: {store.card.name} has {images} to train on; lower --batch"
             raise UserError(text)
-        self.roofline = measure_roofline(runner.pick_device(), recipe.precision)
+        self.roofline = measure_roofline(pick_device(), recipe.precision)
         setup = self._alone(erm)
         if setup is None:
             raise UserError(f"{erm.label}: there is no training on images to compare with")
@@ -214,7 +216,7 @@ class _Bench:
                 reason = one_line(str(error))
                 absent.append(Absent(card.name, block.backbone, spec.method_label, str(spec.budget), reason))
         return Profile(
-            env=runner.environment(runner.SESSION),
+            env=environment(SESSION),
             clock=Stopwatch(self.side.device).clock,
             dataset=card.name,
             image=card.image,

@@ -106,8 +106,8 @@ def _check_places(format_: Format, output: Path | None, trace: Path | None) -> N
 
 def _suite(name: str) -> "Ask":
     """A suite's measurements; raises `UserError` without the GPU that it is for."""
+    from ..benchmark.device import pick_device
     from ..benchmark.profiling import SUITES, everything
-    from ..benchmark.runner import pick_device
 
     if name not in SUITES:
         raise UnknownName("profile suite", name, SUITES)
@@ -123,8 +123,8 @@ def _suite(name: str) -> "Ask":
 
 def _effort(warmup: int | None, steps: int | None, rounds: int | None) -> "Effort":
     """The device's defaults with what the command line says."""
+    from ..benchmark.device import pick_device
     from ..benchmark.profiling import EFFORTS
-    from ..benchmark.runner import pick_device
 
     said = {"warmup": warmup, "steps": steps, "rounds": rounds}
     return replace(EFFORTS[pick_device().type], **{name: value for name, value in said.items() if value is not None})

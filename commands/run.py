@@ -339,7 +339,7 @@ def _workers(jobs: int, threads: int) -> dict[str, int]:
 def _print_plan(plan: "Plan", jobs: int, threads: int) -> None:
     """What would run, what is finished, and how long it is likely to take."""
     from ..benchmark import forecast
-    from ..benchmark.runner import device_name
+    from ..benchmark.provenance import device_name
     from .plan_report import lines
 
     workers = _workers(jobs, threads)

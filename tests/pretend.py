@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
-from worstgroup.benchmark import engine, runner
+from worstgroup.benchmark import engine
 from worstgroup.benchmark.data import Pixels
+from worstgroup.benchmark.device import running_on
 
 CUDA = torch.device("cuda", 0)
 WAITING = {
@@ -247,6 +248,6 @@ def gpu(*, free: int = 2**40) -> Iterator[Pretence]:
         stack.enter_context(patch.object(Pixels, "epoch", batches))
         stack.enter_context(patch.object(Tensor, "_make_subclass", staticmethod(subclass)))
         stack.enter_context(patch.object(Tensor, "record_stream", lambda *_: None))
-        stack.enter_context(patch.object(runner, "pick_device", lambda: torch.device("cuda")))
+        stack.enter_context(running_on(torch.device("cuda")))
         stack.enter_context(pretence)
         yield pretence

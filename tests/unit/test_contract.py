@@ -29,6 +29,7 @@ from worstgroup.authoring.trial import (
 )
 from worstgroup.benchmark import runner
 from worstgroup.benchmark.budget import Budget
+from worstgroup.benchmark.device import pick_device
 from worstgroup.benchmark.errors import UnknownName
 from worstgroup.benchmark.registry import METHODS
 from worstgroup.benchmark.store import Store
@@ -387,19 +388,23 @@ def test_predictions_that_differ_are_named() -> None:
 
 
 def test_a_trial_leaves_everything_as_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "pick_device", device := lambda: torch.device("meta"))
+    def picked() -> str:
+        with monkeypatch.context() as on_gpu:
+            on_gpu.setattr(torch.cuda, "is_available", lambda: True)
+            return pick_device().type
+
     threads, split = torch.get_num_threads(), Store.split
     with suppress(ZeroDivisionError), profile():
         place = Path(os.environ["WORSTGROUP_HOME"])
         assert place != home
-        assert runner.pick_device() == torch.device("cpu")
+        assert picked() == "cpu"
         make("erm")
         assert (place / "runs").is_dir()
         1 / 0  # noqa: B018
     assert not place.exists()
     assert Path(os.environ["WORSTGROUP_HOME"]) == home
     assert not home.exists()
-    assert runner.pick_device is device
+    assert picked() == "cuda"
     assert torch.get_num_threads() == threads
     assert Store.split is split
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from crashes import content, differing
 from helpers import Call, plan_tiny
-from worstgroup.benchmark import artifacts, cache, home, runner
+from worstgroup.benchmark import artifacts, cache, home, provenance, runner
 from worstgroup.benchmark.artifacts import load_state
 from worstgroup.benchmark.budget import Requires
 from worstgroup.benchmark.errors import CorruptFile, DiskError
@@ -334,7 +334,7 @@ def test_a_clock_that_goes_backwards(whole: Path, home: Path, monkeypatch: pytes
         return replace(self, target)
 
     monkeypatch.setattr(time, "time", lambda: start - 3600 * next(ticks))
-    monkeypatch.setattr(runner, "datetime", Backwards)
+    monkeypatch.setattr(provenance, "datetime", Backwards)
     monkeypatch.setattr(Path, "replace", replaced)
     records = make()
     assert differing(content(home), content(whole)) == []

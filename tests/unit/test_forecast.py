@@ -10,8 +10,9 @@ from worstgroup.benchmark import forecast
 from worstgroup.benchmark.forecast import Device, Forecast, History, foretell
 from worstgroup.benchmark.home import artifacts_home, runs_home
 from worstgroup.benchmark.planning import Plan, Request, plan
+from worstgroup.benchmark.provenance import device_name
 from worstgroup.benchmark.record import Cost, RunRecord, Stage, find, read, record_path, write
-from worstgroup.benchmark.runner import device_name, run_spec
+from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.scheduling import Job
 from worstgroup.benchmark.spec import RunSpec
 from worstgroup.commands.plan_report import about, lines

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers import plan_tiny
 from worstgroup.benchmark import executors, machine
-from worstgroup.benchmark.runner import environment
+from worstgroup.benchmark.provenance import environment
 from worstgroup.benchmark.scheduling import Job, Queue, simulate
 
 ERM = {"erm": 5.0}

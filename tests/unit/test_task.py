@@ -9,7 +9,7 @@ import torch
 from helpers import plan_tiny
 from numpy.typing import NDArray
 from stubs import ledger, make_card, make_task, split_of, tiny_task
-from worstgroup.benchmark import runner
+from worstgroup.benchmark import fitting, runner
 from worstgroup.benchmark.annotations import Annotations, Attributes, Held
 from worstgroup.benchmark.cost import CostReport
 from worstgroup.benchmark.errors import BudgetExceeded, UserError
@@ -123,11 +123,11 @@ def test_images_that_only_select_are_kept_for_selecting(budget: str) -> None:
 def test_every_method_and_backbone_is_granted_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[NDArray[np.int64]] = []
 
-    def noted(spec: RunSpec, lab: Lab, annotations: Annotations) -> runner._Fitted:
+    def noted(spec: RunSpec, lab: Lab, annotations: Annotations) -> fitting.Fitted:
         rows.append(annotations.rows("val"))
         raise UserError("enough")
 
-    monkeypatch.setattr(runner, "_fit", noted)
+    monkeypatch.setattr(runner, "fit", noted)
     pairs = [("erm", "tiny_cnn"), ("dfr", "tiny_cnn"), ("erm", "mnist_cnn")]
     plan = make_plan([Request("tiny", method, "val-20", backbone, seeds=(0, 1)) for method, backbone in pairs])
     for planned in plan.runs:
@@ -230,10 +230,10 @@ def test_what_failed_to_be_made_is_neither_billed_nor_kept() -> None:
 
 @pytest.mark.usefixtures("unguarded")
 def test_the_test_split_opens_when_fit_has_returned(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit = runner._fit
+    fit = fitting.fit
     tried = []
 
-    def watched(spec: RunSpec, lab: Lab, annotations: Annotations) -> runner._Fitted:
+    def watched(spec: RunSpec, lab: Lab, annotations: Annotations) -> fitting.Fitted:
         fitted = fit(spec, lab, annotations)
         for ask in (lambda: lab.pixels("test"), lambda: lab.outputs(lab.erm_checkpoint(lab.erm(), 1), "test")):
             with pytest.raises(BudgetExceeded, match="the test split is not for methods"):
@@ -241,7 +241,7 @@ def test_the_test_split_opens_when_fit_has_returned(monkeypatch: pytest.MonkeyPa
             tried.append(lab)
         return fitted
 
-    monkeypatch.setattr(runner, "_fit", watched)
+    monkeypatch.setattr(runner, "fit", watched)
     plan = plan_tiny("erm")
     assert plan.runs[0].spec is not None
     assert runner.run_spec(plan.runs[0].spec, plan.stores["tiny"]).status == "finished"

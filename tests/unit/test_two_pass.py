@@ -10,7 +10,7 @@ import pytest
 from helpers import edit, plan_tiny, put
 from numpy.typing import NDArray
 from stubs import ledger, make_card, make_task, split_of, tiny_task
-from worstgroup.benchmark import engine, runner
+from worstgroup.benchmark import engine, fitting, runner
 from worstgroup.benchmark.engine import Training, Trajectory
 from worstgroup.benchmark.errors import BudgetExceeded, UserError
 from worstgroup.benchmark.planning import Request
@@ -48,7 +48,7 @@ def watched(unguarded: None, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Task
     """Tasks and trainings of the runs that follow."""
     tasks: list[Task] = []
     trainings: list[Training] = []
-    call, fit = runner._call, engine.fit
+    call, fit = fitting._call, engine.fit
 
     def noted_call(spec: RunSpec, task: Task) -> Any:
         tasks.append(task)
@@ -58,7 +58,7 @@ def watched(unguarded: None, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Task
         trainings.append(training)
         return fit(objective, model, sampler, training)
 
-    monkeypatch.setattr(runner, "_call", noted_call)
+    monkeypatch.setattr(fitting, "_call", noted_call)
     monkeypatch.setattr(engine, "fit", noted_fit)
     return tasks, trainings
 
