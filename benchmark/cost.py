@@ -84,6 +84,10 @@ class Clock:
     _open: list[StageCost] = field(default_factory=list)
     _mark: tuple[float, float] = (0.0, 0.0)
 
+    def _reset_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def _now(self) -> tuple[float, float]:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -108,14 +112,14 @@ class Clock:
     def stage(self, name: str) -> Iterator[StageCost]:
         """Bill what happens inside to the stage `name`; a second visit adds to it, an outer stage is suspended."""
         self.lap()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        self._reset_peak()
         self._open.append(self.stages.setdefault(name, StageCost()))
         try:
             yield self.current
         finally:
             self.lap()
             self._open.pop()
+            self._reset_peak()  # what comes next did not need it
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -126,6 +130,7 @@ class Clock:
             yield
         finally:
             self._mark = self._now()
+            self._reset_peak()
             self.current.eval_s += self._mark[0] - start
             for name in ("n_fwd", "n_bwd", "n_fwd_nograd", "flops"):
                 setattr(self.current, name, getattr(before, name))
@@ -138,6 +143,7 @@ class Clock:
             yield
         finally:
             self._mark = self._now()
+            self._reset_peak()
 
     @contextmanager
     def apart(self) -> Iterator[tuple[dict[str, StageCost], dict[str, StageCost]]]:

@@ -111,7 +111,7 @@ class Counted:
             return cls(backbone, size, forward_flops(model, torch.empty(1, 3, size, size)))
 
     def flops(self, step: StepCost) -> float:
-        """FLOPs of a step per train image: a backward counts twice a forward, what is outside the networks nothing."""
+        """FLOPs of a step per image of its batch: a backward counts twice, what is outside of the networks nothing."""
         passes = step.n_fwd + step.n_fwd_nograd + 2 * step.n_bwd
         return self.forward_flops * passes / step.images
 

@@ -6,7 +6,7 @@ Nothing is recorded as a run: all is made in a temporary home, and timed apart f
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,7 +55,7 @@ class Effort:
             require(value is None or value >= least, f"--{name} {value}: it must be at least {least}")
 
 
-EFFORTS = {"cuda": Effort(20, 50, 5), "cpu": Effort(3, None, 7)}
+EFFORTS = {"cuda": Effort(20, 50, 9), "cpu": Effort(3, None, 9)}
 FITTED = (4, 50)
 """Fewest and most steps of a block whose length is fitted to ERM's speed; their number is even."""
 
@@ -99,6 +99,7 @@ SUITES = {
         stages=True,
         loops=True,
         counted=LARGE,
+        skip=True,
     ),
 }
 """What the project measures itself on, by name; without methods: all of them. ERM beside itself tells how far ratios
@@ -179,8 +180,10 @@ def _planned(ask: Ask, report: Report) -> tuple[Plan, list[Absent]]:
     asked = [request(name, budget=budget or ask.budget) for name, _, budget in cells]
     absent: list[Absent] = []
     for one in list(asked) if ask.skip else ():
+        others = [other.method for other in asked if other is not one]
+        own = {key: value for key, value in settings.items() if key.partition(".")[0] not in others}
         try:
-            plan([one], ask.root, report=report)
+            plan([replace(one, settings=own)], ask.root, report=report)
         except UserError as error:
             asked.remove(one)
             absent.append(Absent(dataset, ask.backbone, one.method, one.budget, str(error)))

@@ -26,11 +26,12 @@ SIZES = r"@|\b\d+(?:\.\d+)?[gm]hz\b|\b\d+gb\b|\bhbm\d\w*|\bsxm\d*\b|\bpcie\b|\b\
 
 LEGEND = (
     "`step ratio` time of a training step of the method over ERM's, at equal images: the median over pairs of blocks "
-    "of steps that took turns; brackets are 95 % bootstrap intervals. `update ratio` the same for each update of the "
-    "classifier, with all images that the method takes for it. A step is forward, loss, backward and optimiser; making "
-    "the batch is not in it. `fwd/bwd` examples that pass a backbone in a step, forward (with graph + without) and "
-    "backward. `GFLOP` per step, by PyTorch's counter. `roofline` FLOPs per second of the step over those of a large "
-    "matrix product on the same device in the same precision."
+    "of steps that took turns; brackets are intervals for it of at least 95 % from six pairs on. `update ratio` the "
+    "same for each update of the classifier, with all images that the method takes for it. A step is forward, loss, "
+    "backward and optimiser; making the batch is in it only where the method makes images of its own. `fwd/bwd` "
+    "examples that pass a backbone in a step, forward (with graph + without) and backward. `GFLOP` per step, by "
+    "PyTorch's counter. `roofline` FLOPs per second of the step over those of a large matrix product on the same "
+    "device in the same precision."
 )
 STAGES_LEGEND = (
     "`marginal` what the method adds once the block's ERM is there, `from scratch` with it; (shared) is made once for "
@@ -186,7 +187,7 @@ def _runs(profile: Profile) -> Sheet:
 
 
 def _counted(profile: Profile) -> Sheet:
-    """FLOPs per train image of a step on other networks, by the passes that were counted here."""
+    """FLOPs of a step per image of its batch on other networks, by the passes that were counted here."""
     rows = []
     for method in profile.methods:
         if steps := method.steps:
@@ -195,7 +196,7 @@ def _counted(profile: Profile) -> Sheet:
             flops = (f"{network.flops(step) / 1e9:.4g}" for network in profile.counted)
             rows.append((method.label, forward, still, back, *flops))
     networks = (f"{network.backbone} {network.size} px" for network in profile.counted)
-    title = "GFLOP of a step per train image on larger networks (not timed)"
+    title = "GFLOP of a step per image of its batch on larger networks (not timed)"
     return Sheet(title, ("method", "fwd", "fwd, no graph", "bwd", *networks), rows)
 
 

@@ -34,17 +34,20 @@ SETTING = (
     "steps",
 )
 """What all lines of a file share and its heading says."""
-NEEDED = ("method", "budget", "part", "seconds", "device_s", "flops", "epochs", "images", *SETTING)
+NEEDED = ("method", "budget", "part", "flops", *SETTING)
+"""What every file has; other columns are there where lines fill them."""
 
 LEGEND = (
     "`ms` of a training step. `step` its time over ERM's at equal images, timed in turns in one process: the median "
-    "over pairs of blocks with its 95 % bootstrap interval. `paper` the ratios that papers print, of whole trainings "
-    "on their GPUs; `dann` and `cdann` train their discriminator alone in every second step, on features that no "
-    "backward goes through, which makes a step cheaper than the papers' and an update of the classifier dearer. `run`"
-    " device seconds of a whole run from scratch over ERM's, and in FLOPs; of so few epochs that what is done once "
+    "over pairs of blocks, with an interval of at least 95 %. `update` the time for each update of the classifier over "
+    "ERM's, with all images that the method takes for it. `paper` the ratios that papers print, of whole trainings on "
+    "their GPUs; `dann` and `cdann` train their discriminator alone in every second step, on features that no backward "
+    "goes through, which makes a step cheaper than the papers' and an update of the classifier dearer; batches of "
+    "`divdis` are half unlabelled validation images, those of `debian` hold a half for each of two networks. `run` "
+    "device seconds of a whole run from scratch over ERM's, and in FLOPs; of so few epochs that what is done once "
     "weighs more than in a longer training. Columns of datasets: difference in worst-group accuracy to ERM there, in "
-    "points, with its paired 95 % interval. `GFLOP` of a step per train image on networks that were not timed: passes"
-    " that were counted, times the FLOPs of a forward, a backward as two."
+    "points, with its paired 95 % interval. `GFLOP` of a step per image of its batch on networks that were not timed: "
+    "passes that were counted, times the FLOPs of a forward, a backward as two."
 )
 
 
@@ -56,10 +59,11 @@ class Cost:
     budget: str
     step_s: float | None = None
     step_ratio: Difference | None = None
+    update_ratio: float | None = None
     run: tuple[float, float] | None = None
     """Seconds and FLOPs from scratch, over ERM's."""
     images: dict[str, float] = field(default_factory=dict)
-    """FLOPs per train image, by network and size."""
+    """FLOPs per image of a batch, by network and size."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,6 @@ def read(file: Path) -> Sheet:
 def _costs(lines: list[dict[str, str]]) -> Iterator[Cost]:
     found: dict[tuple[str, str], Cost] = {}
     unit = next((line for line in lines if line["method"] == ERM and line["part"] == SCRATCH), None)
-    networks = {f"{line['part']}": line for line in lines if line["part"].endswith(" px")}
     for line in lines:
         if line["part"].endswith(" loop"):
             continue
@@ -115,9 +118,10 @@ def _costs(lines: list[dict[str, str]]) -> Iterator[Cost]:
             cost.step_s = float(line["seconds"])
             ends = (line[name] for name in ("step_ratio", "step_ratio_low", "step_ratio_high"))
             cost.step_ratio = Difference(*map(float, ends))
+            cost.update_ratio = float(line["update_ratio"]) if line["update_ratio"] else None
         elif line["part"] == SCRATCH and unit:
             cost.run = _over(line, unit, "device_s"), _over(line, unit, "flops")
-        elif line["part"] in networks:
+        elif line["part"].endswith(" px"):
             cost.images[line["part"]] = float(line["flops"])
     yield from found.values()
 
@@ -184,13 +188,14 @@ def _main(sheet: Sheet, tables: Sequence[Table], ratios: dict[str, tuple[float, 
                 cost.budget,
                 f"{1000 * cost.step_s:.4g}" if cost.step_s else MISSING,
                 _bracketed(cost.step_ratio, "{:.2f}"),
+                f"{cost.update_ratio:.2f}" if cost.update_ratio else MISSING,
                 _range(ratios.get(cost.method)),
                 seconds,
                 flops,
                 *(_bracketed(gained.get(place), "{:+.1f}", 100) if place in gained else "" for place in places),
             ]
         )
-    headings = ["method", "budget", "ms", "step", "paper", "run", "run, FLOPs", *map(markdown, places)]
+    headings = ["method", "budget", "ms", "step", "update", "paper", "run", "run, FLOPs", *map(markdown, places)]
     return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
 
 
@@ -228,7 +233,7 @@ def _plain(
         if cost.step_ratio:
             ratio = cost.step_ratio
             line |= {"step_s": cost.step_s, "step_ratio": ratio.mean}
-            line |= {"step_ratio_low": ratio.low, "step_ratio_high": ratio.high}
+            line |= {"step_ratio_low": ratio.low, "step_ratio_high": ratio.high, "update_ratio": cost.update_ratio}
         if cost.method in ratios:
             line["paper_low"], line["paper_high"] = ratios[cost.method]
         if cost.run:

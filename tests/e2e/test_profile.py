@@ -132,3 +132,12 @@ def test_the_gpu_suite_needs_a_gpu(call: Call) -> None:
     (line,) = done.err.splitlines()
     assert "needs a CUDA GPU" in line
     assert "worstgroup profile --method groupdro,ex2l --backbone resnet18 --size 64" in line
+
+
+@pytest.mark.parametrize("method", ["groupdro", "dfr"])
+def test_a_file_of_one_method_is_one_of_costs(call: Call, tmp_path: Path, method: str) -> None:
+    """One has no whole run, the other no training step."""
+    assert call("profile", "--method", method, *SHORT, "--format", "csv", "--output", tmp_path).code == 0
+    shown = call("board", "--costs", tmp_path)
+    assert (shown.code, shown.err) == (0, "")
+    assert f"| {method} " in shown.out

@@ -26,7 +26,15 @@ LINES = [
     {"method": "erm", "budget": "none", "part": "step", "seconds": "0.2", "images": "32", "step_ratio": "1.0"},
     {"method": "erm", "budget": "none", "part": "erm step", "seconds": "0.2", "images": "32"},
     {"method": "erm", "budget": "none", "part": "from scratch", "device_s": "4.0", "flops": "8e9", "epochs": "2"},
-    {"method": "ex2l", "budget": "train+val", "part": "step", "seconds": "0.4", "images": "32", "step_ratio": "2.0"},
+    {
+        "method": "ex2l",
+        "budget": "train+val",
+        "part": "step",
+        "seconds": "0.4",
+        "images": "32",
+        "step_ratio": "2.0",
+        "update_ratio": "4.0",
+    },
     {"method": "ex2l", "budget": "train+val", "part": "resnet50 224 px", "images": "1", "flops": "4.9e10"},
     {"method": "dfr", "budget": "val", "part": "head", "device_s": "1.0", "flops": "0"},
     {"method": "dfr", "budget": "val", "part": "from scratch", "device_s": "5.0", "flops": "9e9", "epochs": "2"},
@@ -37,7 +45,8 @@ LINES = [
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "cost-epyc.csv"
-    names = list(dict.fromkeys([*costs.NEEDED, "step_ratio", "step_ratio_low", "step_ratio_high"]))
+    ratios = ("step_ratio", "step_ratio_low", "step_ratio_high", "update_ratio")
+    names = list(dict.fromkeys([*costs.NEEDED, *ratios, *(name for line in LINES for name in line)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="")
     writer.writeheader()
@@ -65,10 +74,20 @@ def cells(text: str, first: str) -> list[str]:
 def test_a_line_for_every_method_beside_what_it_gains(file: Path) -> None:
     text = costs.render(costs.find(file), [table()])
     assert cells(text, "method")[-1] == "digits2 · tiny_cnn"
-    assert cells(text, "ex2l")[:4] == ["ex2l", "train+val", "400", "2.00 [2.00, 2.00]"]
-    assert cells(text, "ex2l")[5:] == ["n/a", "n/a", "+20.0 [+10.0, +31.0]"]
-    assert cells(text, "dfr") == ["dfr", "val", "n/a", "n/a", "", "1.25", "1.12", ""]  # its row has another budget
-    assert cells(text, "erm")[5:7] == ["1.00", "1.00"]
+    assert cells(text, "ex2l")[:5] == ["ex2l", "train+val", "400", "2.00 [2.00, 2.00]", "4.00"]
+    assert cells(text, "ex2l")[6:] == ["n/a", "n/a", "+20.0 [+10.0, +31.0]"]
+    assert cells(text, "dfr") == [
+        "dfr",
+        "val",
+        "n/a",
+        "n/a",
+        "n/a",
+        "",
+        "1.25",
+        "1.12",
+        "",
+    ]  # its row has another budget
+    assert cells(text, "erm")[6:8] == ["1.00", "1.00"]
     assert cells(text, "GFLOP, resnet50 224 px") == ["GFLOP, resnet50 224 px", "methods"]
     assert cells(text, "49") == ["49", "ex2l"]
     assert "AMD EPYC, 1 thread" in text
@@ -77,7 +96,7 @@ def test_a_line_for_every_method_beside_what_it_gains(file: Path) -> None:
 def test_the_papers_ratios_stand_beside_ours(file: Path) -> None:
     low, high = costs.papers_ratios(costs.reported())["ex2l"]
     assert (low, high) == pytest.approx((1.95, 2.05), abs=0.02)
-    assert cells(costs.render(costs.find(file), []), "ex2l")[4] == f"{low:.2f}-{high:.2f}"
+    assert cells(costs.render(costs.find(file), []), "ex2l")[5] == f"{low:.2f}-{high:.2f}"
 
 
 def test_csv_has_plain_numbers(file: Path) -> None:
@@ -85,6 +104,7 @@ def test_csv_has_plain_numbers(file: Path) -> None:
     assert [line["method"] for line in lines] == ["erm", "ex2l", "dfr"]
     assert float(lines[1]["wga digits2 · tiny_cnn"]) == 0.2
     assert float(lines[2]["run_ratio"]) == 1.25
+    assert [line["update_ratio"] for line in lines] == ["", "4.0", ""]
     assert float(lines[1]["flops resnet50 224 px"]) == 4.9e10
 
 
@@ -99,7 +119,7 @@ def test_what_is_no_measurement_is_refused(file: Path, tmp_path: Path) -> None:
     file.write_text("a,b\n1,2\n")
     with pytest.raises(CorruptFile, match="no column method"):
         costs.find(file)
-    file.write_text(",".join(costs.NEEDED) + "\nerm,none,step,fast" + "," * 14 + "\n")
+    file.write_text(file.read_text().replace("a,b", ",".join(costs.NEEDED)).replace("1,2", "erm,none,x px,many"))
     with pytest.raises(CorruptFile, match="cannot be read"):
         costs.find(file)
     file.write_bytes(b"\xff\xfe\x00")
