@@ -11,7 +11,7 @@ from types import ModuleType
 
 from .registry import PACKAGE
 
-ENGINE = ("engine", "data", "device", "backbones", "lab", "task", "annotations")
+ENGINE = ("engine", "data", "device", "backbones", "lab", "task", "seen", "choices", "annotations")
 _METHODS = f"{PACKAGE}.methods."
 
 

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from . import engine
 from .annotations import Annotations, Attributes, Held, halves
+from .choices import Decisions
 from .errors import UserError, require
 from .lab import Lab
 from .registry import METHODS, SOURCES
+from .seen import Pool
 from .selection import Selector
 from .spec import SPLITS, RunSpec, SplitName, derive_seed
 from .store import Split, Store
-from .task import Pool, Predictor, Task
+from .task import Predictor, Task
 
 Logits = dict[SplitName, NDArray[np.float32]]
 
@@ -63,10 +65,12 @@ def fit(spec: RunSpec, lab: Lab, annotations: Annotations) -> Fitted:
     fit, select = halves(granted, y, np.random.default_rng(derive_seed(*spec.block.stream, "halves")))
     first = Task(spec, lab, annotations, source=source, pool=Pool(some, fit), select=select, prefix="search:")
     searched = _call(spec, first)
-    replayed = list(first.decisions)
-    second = Task(spec, lab, annotations, source=source, pool=Pool(some, granted), replayed=replayed)
+    decisions = Decisions(first.decisions.made)
+    second = Task(spec, lab, annotations, source=source, pool=Pool(some, granted), decisions=decisions)
     predictor = _call(spec, second)
-    require(not replayed, f"{spec.method}: the second fit made fewer selections than the first: it must do the same")
+    require(
+        not decisions.left, f"{spec.method}: the second fit made fewer selections than the first: it must do the same"
+    )
     annotations.bill_labels(granted)
     selector = first.selector() if searched.trajectory else None
     return Fitted(predictor, selector, second.found, searched.trajectory)

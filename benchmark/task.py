@@ -16,28 +16,17 @@ from .annotations import Annotations, Attributes, Groups, Held, Indices
 from .artifacts import work_folder
 from .backbones import Backbone
 from .budget import POLICIES
+from .choices import Choice, Decision, Decisions
 from .cost import StageCost
-from .data import Joined, Pixels
+from .data import Pixels
 from .environments import EnvDefinition
 from .errors import UserError, require
-from .lab import Arrays, Checkpoint, Lab
+from .lab import Arrays, Checkpoint, Lab, erm_identity
+from .seen import Pool, Seen
 from .selection import CRITERIA, Score, Selector, first_best
 from .spec import Card, Recipe, RunSpec, derive_seed, digest
 
-__all__ = ["Checkpoint", "Choice", "GroupSource", "Pool", "Predictor", "Task"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a model was selected: criterion and value, the epoch if it was one, how many candidates stood, and what the
-    criterion breaks ties by.
-    """
-
-    criterion: str
-    value: float | None = None
-    step: int | None = None
-    candidates: int = 1
-    ties: Score = ()
+__all__ = ["Checkpoint", "Choice", "Decision", "Decisions", "GroupSource", "Pool", "Predictor", "Task"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,23 +39,6 @@ class Predictor:
     trajectory: engine.Trajectory | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """Images that a run trains on: rows of train, then rows of validation, those maybe without class labels (-1), then
-    the rows of train again in each of the `views`.
-    """
-
-    train: Indices
-    val: Indices
-    labels: bool = True
-    views: tuple[str, ...] = ()
-
-    def parts(self) -> list[tuple[Held, Indices]]:
-        """Splits that have rows in it, and the rows."""
-        both: list[tuple[Held, Indices]] = [("train", self.train), ("val", self.val)]
-        return [(split, rows) for split, rows in both if len(rows)]
-
-
 class GroupSource(Protocol):
     """What stands in for attributes: values for every image of a split, from whatever the task allows."""
 
@@ -75,22 +47,13 @@ class GroupSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What was chosen at a place in a method: a position (an epoch counts from 1), and the record of the choice."""
-
-    place: str
-    position: int
-    choice: Choice
-
-
 class Task:
     """One run as its method sees it. There is no test split here, and no attribute beyond the budget.
 
     `train` is what the run trains on: the train split, unless policy or `--extra val` say otherwise (`pool`). `select`
     are the validation images to select by, by default all that are granted. A run that trains on validation images fits
-    twice: first with half of them held out to select by, then on all of them with those `decisions`, which are taken
-    off the list `replayed`.
+    twice: first with half of them held out to select by, then on all of them, where the first one's `decisions` are
+    replayed.
     """
 
     def __init__(
@@ -102,18 +65,16 @@ class Task:
         source: GroupSource | None = None,
         pool: Pool | None = None,
         select: Indices | None = None,
-        decisions: list[Decision] | None = None,
-        replayed: list[Decision] | None = None,
+        decisions: Decisions | None = None,
         prefix: str = "",
         found: dict[Held, Attributes] | None = None,
     ) -> None:
         self.spec = spec
-        self.decisions: list[Decision] = [] if decisions is None else decisions
+        self.decisions = decisions or Decisions()
         self.found: dict[Held, Attributes] = {} if found is None else found
         """What the group source answered, by split."""
         self._lab, self._annotations, self._source = lab, labels, source
-        self._pool, self._select, self._prefix = pool, select, prefix
-        self._replayed = replayed
+        self._seen, self._select, self._prefix = Seen(lab, pool), select, prefix
 
     @property
     def card(self) -> Card:
@@ -137,7 +98,7 @@ class Task:
 
     def size(self, split: Held) -> int:
         """Number of images."""
-        return len(self._of(split))
+        return len(self._seen.pixels(split))
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A generator of its own for every purpose, the same for every method of the block and at every call."""
@@ -168,7 +129,7 @@ class Task:
         """
         names = self.card.interventions
         require(bool(names), f"{self.card.name} renders no interventions; say Requires(rendered=True) to be n/a there")
-        pool = self._pool or Pool(np.arange(len(self._lab.pixels("train"))), np.arange(0))
+        pool = self._seen.pool or Pool(np.arange(len(self._lab.pixels("train"))), np.arange(0))
         self._annotations.bill_views(pool.train)
         sizes = [len(pool.train) + len(pool.val), *(len(pool.train) for _ in names)]
         task = self._training_on(replace(pool, views=names), self._select)
@@ -183,25 +144,16 @@ class Task:
             pool=pool,
             select=select,
             decisions=self.decisions,
-            replayed=self._replayed,
             prefix=self._prefix,
             found=self.found,
         )
 
     def part(self, rows: Indices) -> "Task":
         """The same run, training on some of the images that it trains on, by their places; for `train_network` only."""
-        chosen: dict[Held, Indices] = {"train": rows[:0], "val": rows[:0]}
-        start = 0
-        for split, own in self._rows("train"):
-            chosen[split] = own[rows[(rows >= start) & (rows < start + len(own))] - start]
-            start += len(own)
-        return self.on(chosen["train"], chosen["val"], labels=self._pool is None or self._pool.labels)
-
-    def _rows(self, split: Held) -> list[tuple[Held, Indices]]:
-        """Where the images of a split as this task sees it lie: splits of the dataset and rows of them."""
-        if split == "train" and self._pool is not None:
-            return self._pool.parts()
-        return [(split, np.arange(len(self._lab.pixels(split))))]
+        chosen = {"train": rows[:0], "val": rows[:0]}
+        chosen |= {split: own for split, own, _ in self._seen.find("train", rows)}
+        pool = self._seen.pool
+        return self.on(chosen["train"], chosen["val"], labels=pool is None or pool.labels)
 
     # ------------------------------------------------------------------------------------------------------ labels
 
@@ -211,13 +163,13 @@ class Task:
         """
         if split == "val" and fit is not False:
             self._annotations.bill_labels(np.arange(self.size("val")) if fit is True else fit)
-        return self._of(split).y.cpu().numpy()
+        return self._seen.pixels(split).y.cpu().numpy()
 
     def annotated(self, split: Held) -> Indices:
         """Images of a split that have groups to fit on, sorted; all where groups are classes or pseudo-groups."""
         if self.spec.policy == "class" or self._source is not None:
             return np.arange(self.size(split))
-        granted = [np.isin(rows, self._annotations.rows(part)) for part, rows in self._rows(split)]
+        granted = [np.isin(rows, self._annotations.rows(part)) for part, rows in self._seen.rows(split)]
         return np.flatnonzero(np.concatenate(granted))
 
     def attributes(self, split: Held, rows: Indices | None = None) -> Attributes:
@@ -227,23 +179,15 @@ class Task:
         classes), a group source's; under `@masked` unknown ones are -1. Raises `BudgetExceeded` beyond the grant.
         """
         wanted = np.arange(self.size(split)) if rows is None else rows
-        places, parts, start = [], [], 0
-        for part, own in self._rows(split):
-            places.append(np.flatnonzero((wanted >= start) & (wanted < start + len(own))))
-            parts.append(self._attributes(part, own[wanted[places[-1]] - start]))
-            start += len(own)
-        if sum(map(len, places)) < len(wanted):
-            raise IndexError(f"rows from {wanted.min()} to {wanted.max()} of a split of {start} images")
-        return Attributes.join(parts).at(np.argsort(np.concatenate(places)))
+        found = self._seen.find(split, wanted)
+        parts = [self._attributes(part, own) for part, own, _ in found]
+        return Attributes.join(parts).at(np.argsort(np.concatenate([which for _, _, which in found])))
 
     def _attributes(self, split: Held, rows: Indices) -> Attributes:
         if self.spec.policy == "class":
             return Attributes.none(len(rows))
         if self._source is not None:
-            if split not in self.found:
-                plain = Task(self.spec, self._lab, self._annotations, prefix=self._prefix)
-                self.found[split] = self._source.attributes(plain, split)
-            return self.found[split].at(rows)
+            return self._answer(self._source, split).at(rows)
         if self.spec.policy == "masked":
             known = np.isin(rows, self._annotations.rows(split))
             true = self._annotations.attributes(split, "fit", rows[known])
@@ -251,6 +195,17 @@ class Task:
             values[known] = true.values
             return Attributes(values, true.sizes)
         return self._annotations.attributes(split, "fit", rows)
+
+    def _answer(self, source: GroupSource, split: Held) -> Attributes:
+        """What the source says of a split. Where something is made that other runs share it is asked anew: what it was
+        granted is then billed, or refused, as a part of that.
+        """
+        if split in self.found and not self._lab.sharing:
+            return self.found[split]
+        answer = source.attributes(Task(self.spec, self._lab, self._annotations, prefix=self._prefix), split)
+        if not self._lab.sharing:
+            self.found[split] = answer
+        return answer
 
     def groups(self, split: Held, rows: Indices | None = None) -> Groups:
         """Groups of class and attributes of the images (of all, or of `rows`), to fit on; see `attributes`."""
@@ -260,7 +215,7 @@ class Task:
     def environments(self, definition: EnvDefinition) -> Groups:
         """Environments of the images trained on (n,), -1 where unknown: the dataset's own, or made of `attributes`."""
         if definition == "native":
-            parts = [self._annotations.environments(split, rows) for split, rows in self._rows("train")]
+            parts = [self._annotations.environments(split, rows) for split, rows in self._seen.rows("train")]
             return Groups(np.concatenate(parts), len(self.card.environments))
         return self.attributes("train").joint() if definition == "attribute" else self.groups("train")
 
@@ -268,7 +223,7 @@ class Task:
         """The rung's selection rule (under the protocol `paper` the paper's; the source's groups where the method fits
         on none) on validation images: all it may look at, or those among `rows`; billed.
         """
-        if self._replayed is not None:
+        if self.decisions.repeats:
             raise UserError("this fit is on the images that were selected by: all it may choose was chosen before")
         criterion, everything = CRITERIA[self.spec.rule], np.arange(len(self._lab.pixels("val")))
         seen = self._annotations.rows("val", "select") if criterion.needs_groups else everything
@@ -316,8 +271,7 @@ class Task:
     ) -> tuple[Arrays, str]:
         policy = self.spec.policy if self.spec.policy in POLICIES else ""
         groups = [self.spec.source, self.spec.source_config, self.spec.code] if self._source else policy
-        pool = digest([*(rows.tolist() for _, rows in self._rows("train")), *self._pool.views]) if self._pool else ""
-        return self._lab.cached(kind, [identity, groups, pool], make, self._annotations, labelled, written)
+        return self._lab.cached(kind, [identity, groups, self._seen.key], make, self._annotations, labelled, written)
 
     def shared_network(
         self, kind: str, identity: Any, make: Callable[[], Checkpoint], *, labelled: bool = False
@@ -336,7 +290,7 @@ class Task:
 
     def initial(self) -> Checkpoint:
         """The block's untrained network: its initial weights, pretrained where the block's are."""
-        return Checkpoint(self._lab.model(), f"initial/{self.spec.block.key}")
+        return Checkpoint(self._lab.model(), f"initial/{digest(erm_identity(self.spec.block))}")
 
     def network(self, num_classes: int, purpose: str) -> Backbone:
         """Another network of the block's family, with `num_classes` outputs and initial weights of its own."""
@@ -391,19 +345,19 @@ class Task:
 
     def _features(self, checkpoint: Checkpoint, split: Held) -> Pixels:
         """Features and labels of a split, as images of one pixel."""
-        features, y = self.features(checkpoint, split).numpy(), self._of(split).y.cpu().numpy()
+        features, y = self.features(checkpoint, split).numpy(), self._seen.pixels(split).y.cpu().numpy()
         return Pixels(features[:, None, None], y, (0.0,), (1.0,), self.device)
 
     def _selected(
         self, objective: engine.Objective[Any], model: Backbone, stage: str, recipe: Recipe | None, **pixels: Pixels
     ) -> tuple[Choice, engine.Trajectory]:
         """Train a model and leave its selected epoch in it, or in a second fit the epoch that the first one chose."""
-        made = self._replay(stage)
+        made = self._earlier(stage)
         if made is not None:
             return made.choice, self._fit(objective, model, stage, recipe, stop=made.position, **pixels)
         trajectory = self._fit(objective, model, stage, recipe, selector=self.selector(), **pixels)
         choice = self._choice(trajectory.score, trajectory.step, len(trajectory.epochs))
-        self.decisions.append(Decision(stage, trajectory.step, choice))
+        self.decisions.add(stage, trajectory.step, choice)
         return choice, trajectory
 
     def train_network(
@@ -419,20 +373,12 @@ class Task:
         recipe, stage = recipe or self.recipe, self._prefix + stage
         objective.setup(self, model)
         state = work_folder(self.spec.hash) / f"{self._lab.claim(stage)}.pt"
-        training = self._lab.training(stage, state, recipe=recipe, **({"train": self._of("train")} | options))
+        training = self._lab.training(stage, state, recipe=recipe, **({"train": self._seen.pixels("train")} | options))
         return engine.fit(objective, model, objective.make_sampler(self, recipe), training)
-
-    def _of(self, split: Held) -> Pixels:
-        if split == "val" or self._pool is None:
-            return self._lab.pixels(split)
-        parts = [(self._lab.pixels(part), rows) for part, rows in self._pool.parts()]
-        parts += [(self._lab.pixels("train", view), self._pool.train) for view in self._pool.views]
-        shown = [part == "train" or self._pool.labels for part, _ in self._pool.parts()]
-        return Joined(parts, labels=[*shown, *(True for _ in self._pool.views)])
 
     def images(self, split: Held, size: int = 128) -> Iterator[Tensor]:
         """Batches of images (B, C, H, W) in order, under the evaluation transform; bill what is done with them."""
-        return (batch.x for batch in self._of(split).batches(size))
+        return (batch.x for batch in self._seen.pixels(split).batches(size))
 
     def erm(self, epoch: int | None = None) -> Checkpoint:
         """The block's shared ERM, by default after its last epoch: chosen by no label."""
@@ -443,7 +389,7 @@ class Task:
 
         Trained anew on other images, with settings that a search found, and where trainings end early.
         """
-        if self._pool is not None or self.spec.tuned or self.recipe.patience:
+        if self._seen.pool is not None or self.spec.tuned or self.recipe.patience:
             return self.train(engine.Objective[None](None))
         self._require_own()
         erm = self._lab.erm()
@@ -458,21 +404,11 @@ class Task:
 
     def features(self, checkpoint: Checkpoint, split: Held) -> Tensor:
         """Penultimate features (n, d), float32 on the CPU, under the evaluation transform."""
-        return torch.cat([features for features, _ in self._outputs(checkpoint, split)])
+        return torch.cat([features for features, _ in self._seen.outputs(checkpoint, split)])
 
     def logits(self, checkpoint: Checkpoint, split: Held) -> Tensor:
         """Logits (n, K), float32 on the CPU, under the evaluation transform."""
-        return torch.cat([logits for _, logits in self._outputs(checkpoint, split)])
-
-    def _outputs(self, checkpoint: Checkpoint, split: Held) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features and logits of each part of a split as this task sees it."""
-        for part, rows in self._rows(split):
-            features, logits = self._lab.outputs(checkpoint, part)
-            yield features[rows], logits[rows]
-        if split == "train" and self._pool is not None:
-            for view in self._pool.views:
-                features, logits = self._lab.outputs(checkpoint, "train", view)
-                yield features[self._pool.train], logits[self._pool.train]
+        return torch.cat([logits for _, logits in self._seen.outputs(checkpoint, split)])
 
     def choose(
         self, predictions: Iterable[NDArray[np.integer[Any]]], rows: Indices | None = None
@@ -489,26 +425,20 @@ class Task:
         """Position of the candidate with the best mean score over repeats, each with predictions of all candidates and
         the rows to score them on; see `choose`.
         """
-        made = self._replay("choose")
+        made = self._earlier("choose")
         if made is not None:
             return made.position, made.choice
         scores = [list(map(self.selector(rows), predictions)) for predictions, rows in repeats]
         means = [tuple(np.mean(same, axis=0).tolist()) for same in zip(*scores, strict=True)]
         best = first_best(means)
         choice = self._choice(means[best], None, len(means))
-        self.decisions.append(Decision("choose", best, choice))
+        self.decisions.add("choose", best, choice)
         return best, choice
 
-    def _replay(self, place: str) -> Decision | None:
+    def _earlier(self, place: str) -> Decision | None:
         """The decision that the first fit made here, None in a first fit."""
         self._require_own()
-        if self._replayed is None:
-            return None
-        if not self._replayed or self._replayed[0].place != place:
-            raise UserError(
-                f"the second fit comes to {place!r}, where the first one did not: fit must always do the same"
-            )
-        return self._replayed.pop(0)
+        return self.decisions.earlier(place)
 
     def _require_own(self) -> None:
         """Raise `UserError` where something is being made that other runs share: it may not hold a selection."""

@@ -79,7 +79,7 @@ def test_a_method_that_only_digs_gains_nothing(loot: tuple[Path, Result]) -> Non
 
 def test_every_file_is_refused(loot: tuple[Path, Result]) -> None:
     outcome = json.loads((loot[0] / "files.json").read_text())
-    assert len(outcome) == 26
+    assert len(outcome) == 27
     refusal = "BudgetExceeded: the method reached past its task for"
     assert {way: said for way, said in outcome.items() if not said.startswith(refusal)} == {}
 

@@ -16,7 +16,7 @@ from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.home import artifacts_home
 from worstgroup.benchmark.lab import Checkpoint
 from worstgroup.benchmark.search import ranges
-from worstgroup.benchmark.task import Choice, Decision, Pool, Predictor, Task
+from worstgroup.benchmark.task import Choice, Decision, Decisions, Pool, Predictor, Task
 from worstgroup.methods.afr import AFR, Config, confidence_weights, descend, erm_of, split_by_class
 from worstgroup.methods.cbllr import CBLLR
 from worstgroup.methods.cbllr import Config as CBConfig
@@ -142,7 +142,7 @@ def planted(task: Task, monkeypatch: pytest.MonkeyPatch) -> dict[Held, Tensor]:
         made[split][:, :3] = torch.randn(len(y), 3, generator=draw) + 0.5 * (2 * y[:, None] - 1)
 
     def features(self: Task, checkpoint: Checkpoint, split: Held) -> Tensor:
-        return torch.cat([made[part][rows] for part, rows in self._rows(split)])
+        return torch.cat([made[part][rows] for part, rows in self._seen.rows(split)])
 
     monkeypatch.setattr(Task, "features", features)
     return made
@@ -152,7 +152,7 @@ def test_without_gamma_and_penalty_it_minimises_what_cbllr_does(monkeypatch: pyt
     epochs = 80
     plain = tiny_task("cbllr", recipe__batch_size="48", recipe__weight_decay="0")
     decided = [Decision("head", epochs, Choice("val-wga"))]
-    task = Task(plain.spec, plain._lab, plain._annotations, replayed=decided)
+    task = Task(plain.spec, plain._lab, plain._annotations, decisions=Decisions(decided))
     pool, _ = task.halves(np.arange(VAL), attributes=False)
     x, y = planted(task, monkeypatch)["val"][pool], torch.from_numpy(task.y("val")[pool])
     assert y.bincount().tolist() == [12, 12]  # so that a batch is the pool
@@ -258,8 +258,8 @@ def test_a_part_of_a_task_trains_on_some_of_its_images() -> None:
     plain = make_task(split_of((4, 4, 4, 4), card), split_of((2, 2, 2, 2), card), card=card, budget="val")
     task = Task(plain.spec, plain._lab, plain._annotations, pool=Pool(np.arange(1, 16, 2), np.array([5, 6])))
     part = task.part(np.array([0, 7, 9]))
-    assert part._pool is not None
-    assert (part._pool.train.tolist(), part._pool.val.tolist()) == ([1, 15], [6])
+    assert part._seen.pool is not None
+    assert (part._seen.pool.train.tolist(), part._seen.pool.val.tolist()) == ([1, 15], [6])
     assert part.y("train").tolist() == task.y("train")[[0, 7, 9]].tolist()
     assert plain.part(np.array([3, 2])).size("train") == 2
     assert ledger(task)["n_y_extra"] == 1

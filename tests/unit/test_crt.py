@@ -19,7 +19,7 @@ from worstgroup.benchmark.engine import Objective
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.registry import METHODS
 from worstgroup.benchmark.search import ranges
-from worstgroup.benchmark.task import Choice, Decision, Predictor, Task
+from worstgroup.benchmark.task import Choice, Decision, Decisions, Predictor, Task
 from worstgroup.methods import reweight
 from worstgroup.methods.crt import CRT, VARIANTS, Config
 from worstgroup.methods.reweight import ReWeight
@@ -108,7 +108,7 @@ def test_its_epoch_is_selected_by_the_rung() -> None:
     assert F.cross_entropy(logits, torch.from_numpy(task.y("val"))).item() == pytest.approx(epoch.val_loss, rel=1e-5)
     scores = [task.selector()(each.predictions) for each in trajectory.epochs]
     assert scores.index(max(scores)) == choice.step - 1
-    assert task.decisions == [Decision("head", choice.step, choice)]
+    assert task.decisions.made == [Decision("head", choice.step, choice)]
 
 
 def test_it_has_a_recipe_of_its_own_and_nothing_that_is_for_images() -> None:
@@ -183,7 +183,7 @@ def test_it_trains_on_the_rows_of_its_task() -> None:
 def test_a_replayed_head_stops_at_the_decided_epoch() -> None:
     plain = tiny_task("crt", "val", recipe__epochs="3")
     choice = Choice("val-wga-smoothed", 0.25, 2, 3)
-    task = Task(plain.spec, plain._lab, plain._annotations, replayed=[Decision("head", 2, choice)])
+    task = Task(plain.spec, plain._lab, plain._annotations, decisions=Decisions([Decision("head", 2, choice)]))
     predictor = task.train_head(Objective(None), task.erm())
     assert predictor.trajectory is not None
     assert (predictor.choice, len(predictor.trajectory.epochs)) == (choice, 2)
@@ -194,7 +194,7 @@ def test_a_converged_head_is_weighted_logistic_regression() -> None:
     """The gradient of the weighted loss vanishes there, with that of the weight decay."""
     plain, epochs = tiny_task("crt"), 50
     last = [Decision("head", epochs, Choice("val-wga"))]
-    task = Task(plain.spec, plain._lab, plain._annotations, replayed=last)
+    task = Task(plain.spec, plain._lab, plain._annotations, decisions=Decisions(last))
     erm, objective = task.erm(), ReWeight(reweight.Config())
     sgd = replace(task.recipe, optimizer="sgd", lr=1.0, momentum=0.7, weight_decay=0.1)
     recipe = replace(sgd, batch_size=TRAIN, epochs=epochs)

@@ -75,7 +75,7 @@ def test_what_runs_share_selects_nothing(chooser: str, budget: str) -> None:
     for labelled in (False, True):
         with pytest.raises(UserError, match=r"a selection belongs to the run: move it out of task\.cached"):
             task.cached("demo", None, make, labelled=labelled)
-    assert (read, task.decisions) == ([], [])
+    assert (read, task.decisions.made) == ([], [])
     assert ledger(task)["total_a"] == 0
     CHOOSERS[chooser](task)  # the refusal ends with what was to be shared
 
@@ -174,10 +174,10 @@ def test_a_stream_of_the_second_fit_replays_too(register: Register) -> None:
     record = run("probe(+val)", "val")
     assert record.status == "finished", record.error
     first, second = tasks
-    assert [decision.place for decision in first.decisions] == ["train"]
-    assert second.decisions == []
+    assert [decision.place for decision in first.decisions.made] == ["train"]
+    assert second.decisions.made == []
     assert record.selection is not None
-    assert len(record.history) == record.selection.step == first.decisions[0].position
+    assert len(record.history) == record.selection.step == first.decisions.made[0].position
 
 
 # ---------------------------------------------------------------------------------------------------------- streams
@@ -214,7 +214,7 @@ def test_without_images_to_select_by_no_classifier_is_trained() -> None:
         for choose in (lambda: stream.train(Objective(None)), stream.select_erm, lambda: stream.choose([])):  # noqa: B023
             with pytest.raises(UserError, match="budget val: there is no image to select by"):
                 choose()
-    assert task.decisions == []
+    assert task.decisions.made == []
     assert not task._lab.clock.stages
 
 
@@ -228,7 +228,7 @@ def test_a_stream_trains_on_its_rows_and_selects_by_its_own() -> None:
     predictor = stream.train(Objective(None))
     cost = task._lab.clock.stages["train"]
     assert cost.n_fwd == EPOCHS * 76
-    (decision,) = task.decisions
+    (decision,) = task.decisions.made
     assert (decision.place, decision.choice) == ("train", predictor.choice)
     assert predictor.trajectory is not None
     assert decision.position == predictor.trajectory.step

@@ -106,6 +106,35 @@ def test_what_a_host_shares_is_not_shared_between_true_groups_classes_and_source
     assert [len(sizes) for sizes in found] == [2, 4, 2]
 
 
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_what_is_shared_without_labels_holds_none_that_a_source_was_granted(
+    register: Register, asked_before: bool
+) -> None:
+    """Runs of all budgets read it, whoever made it first."""
+
+    class Labelled:
+        def __init__(self, config: Any) -> None:
+            self.config = config
+
+        def attributes(self, task: Task, split: Held) -> Attributes:
+            known = task.attributes("val", task.annotated("val"))
+            return Attributes(np.full((task.size(split), 1), len(known.values) % 2), (2,))
+
+    class Sharing(Objective[Any]):
+        def setup(self, task: Task, model: Any) -> None:
+            super().setup(task, model)
+            if asked_before:
+                task.groups("train")
+            task.cached("groups", None, lambda: {"g": task.groups("train").index})
+
+    Labelled.__module__ = Sharing.__module__ = __name__
+    register("labelled", Labelled, Requires(fit="val", native="val"))
+    register("probe", Sharing, NEEDS_GROUPS)
+    record = run("probe+labelled")
+    assert record.status == "failed"
+    assert "declared as made without attributes (labelled=False) asks for some" in record.error
+
+
 def test_what_a_stream_shares_is_its_own() -> None:
     task = tiny_task("erm")
     for rows in ([0, 1, 2], [2, 1, 0], [0, 1]):

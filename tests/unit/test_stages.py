@@ -254,6 +254,10 @@ def test_an_objective_may_stack_views() -> None:
 
     seen = []
     objective.model = lambda x: seen.append(x) or torch.zeros(len(x), 2)  # type: ignore[assignment]
-    views = task._of("train").batch(torch.arange(4), objective.transform(task.recipe, torch.Generator().manual_seed(0)))
+    views = task._seen.pixels("train").batch(
+        torch.arange(4), objective.transform(task.recipe, torch.Generator().manual_seed(0))
+    )
     objective.loss(views)
-    assert torch.equal(seen[0].view(4, 2, *views.x.shape[2:])[:, 0], plain._of("train").batch(torch.arange(4)).x)
+    assert torch.equal(
+        seen[0].view(4, 2, *views.x.shape[2:])[:, 0], plain._seen.pixels("train").batch(torch.arange(4)).x
+    )

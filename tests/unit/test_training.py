@@ -146,7 +146,7 @@ def test_a_network_beside_the_classifier_is_neither_evaluated_nor_selected() -> 
     assert checkpoint.model is model
     assert checkpoint.key is None
     assert not torch.equal(before, next(model.parameters()))
-    assert task.decisions == []
+    assert task.decisions.made == []
     assert task._annotations.ledger().total_a == 0
     assert task._lab.clock.stages["second"].n_fwd == 2 * TRAIN
 

@@ -18,7 +18,7 @@ from worstgroup.benchmark.planning import plan as make_plan
 from worstgroup.benchmark.record import RunRecord, predictions_path, record_path
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.spec import RunSpec
-from worstgroup.benchmark.task import Choice, Decision, Task
+from worstgroup.benchmark.task import Choice, Decision, Decisions, Task
 from worstgroup.leaderboard.verify import Verdict, verify
 from worstgroup.leaderboard.verify_dataset import CHECKED
 
@@ -69,13 +69,13 @@ def test_the_model_is_fitted_on_all_granted_images_for_as_long_as_one_half_chose
     record, path = made("erm(+val)", "val-20")
     (first, second), (search, final) = watched
     granted = tiny_task("erm", "val-20").annotated("val")
-    assert first._pool is not None
-    assert second._pool is not None
+    assert first._seen.pool is not None
+    assert second._seen.pool is not None
     assert first._select is not None
-    assert not set(first._pool.val) & set(first._select)
-    assert np.array_equal(np.union1d(first._pool.val, first._select), granted)
-    assert np.array_equal(second._pool.val, granted)
-    assert (len(first._pool.val), len(first._select), len(granted)) == (4, 6, 10)
+    assert not set(first._seen.pool.val) & set(first._select)
+    assert np.array_equal(np.union1d(first._seen.pool.val, first._select), granted)
+    assert np.array_equal(second._seen.pool.val, granted)
+    assert (len(first._seen.pool.val), len(first._select), len(granted)) == (4, 6, 10)
 
     step = record.selection and record.selection.step
     assert step == 2  # not the last: there is something to cut short
@@ -157,7 +157,9 @@ def test_replayed_decisions_come_in_order_and_read_nothing() -> None:
     split = split_of((5, 5, 5, 5), make_card())
     plain = make_task(split, split, budget="val")
     made = [(3, Choice("val-wga-smoothed", 0.7, None, 5)), (0, Choice("val-wga-smoothed", 0.9, None, 2))]
-    task = Task(plain.spec, plain._lab, plain._annotations, replayed=[Decision("choose", *pair) for pair in made])
+    task = Task(
+        plain.spec, plain._lab, plain._annotations, decisions=Decisions([Decision("choose", *pair) for pair in made])
+    )
     assert [task.choose(refused()), task.choose(refused())] == made
     with pytest.raises(UserError, match="the second fit comes to 'choose', where the first one did not"):
         task.choose(refused())
@@ -169,7 +171,7 @@ def test_replayed_decisions_come_in_order_and_read_nothing() -> None:
 def test_a_decision_is_replayed_where_it_was_made() -> None:
     plain = tiny_task("erm", "val")
     made = [Decision("head", 2, Choice("val-wga-smoothed"))]
-    task = Task(plain.spec, plain._lab, plain._annotations, replayed=made)
+    task = Task(plain.spec, plain._lab, plain._annotations, decisions=Decisions(made))
     with pytest.raises(UserError, match="the second fit comes to 'train'"):
         task.train(engine.Objective(None))
 
@@ -177,7 +179,7 @@ def test_a_decision_is_replayed_where_it_was_made() -> None:
 def test_a_replayed_training_stops_at_the_decided_epoch() -> None:
     plain = tiny_task("erm", "val", recipe__epochs="3")
     choice = Choice("val-wga-smoothed", 0.25, 2, 3)
-    task = Task(plain.spec, plain._lab, plain._annotations, replayed=[Decision("train", 2, choice)])
+    task = Task(plain.spec, plain._lab, plain._annotations, decisions=Decisions([Decision("train", 2, choice)]))
     predictor = task.train(engine.Objective(None))
     assert predictor.trajectory is not None
     assert (predictor.choice, len(predictor.trajectory.epochs)) == (choice, 2)
