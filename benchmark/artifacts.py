@@ -135,7 +135,7 @@ def artifact(
                     meta = {"kind": kind, "key": key, "identity": identity, "cost": asdict(cost), "files": files}
                     (folder / "meta.json").write_text(json.dumps(meta | {"checksum": _text_sum(meta)}, indent=1))
 
-                write_folder(path, fill)
+                write_folder(path, fill, "meta.json")
     meta = read_meta(path)
     return Artifact(kind, key, path, meta["cost"], meta.get("files", {}))
 

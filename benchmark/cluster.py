@@ -8,6 +8,7 @@ come back (`errands.py`, `parcels.py`), so that the same files are here in the e
 import math
 import os
 import pickle
+import re
 import signal
 import socket
 import time
@@ -19,8 +20,6 @@ from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
 from typing import Any
-
-import torch
 
 from . import errands
 from .errors import UserError, one_line, require
@@ -37,7 +36,9 @@ from .slots import Queue, Share, share_of
 from .spec import RunSpec
 
 RETRIES = 3
-"""Times that a run is made again when its worker or its node dies."""
+"""Times that a run is made again when its worker or its node dies, and as often when Ray ends it for lack of memory."""
+OOM_RETRIES = "RAY_task_oom_retries"
+"""Where Ray reads the latter from, in the driver's process and before it connects; left alone it tries for ever."""
 LOOK = 1.0
 """Seconds after which nodes that have come or gone are looked for."""
 ANSWERS = 5.0
@@ -53,7 +54,8 @@ class Cluster:
     """Runs plans on Ray, connecting when there is something to run. As a context manager it lets go of the cluster at
     the end, and stops one that it has started itself.
 
-    `cpus`, `gpus`, `threads` and `usual` are those of `share_of`; `say` is told in one line where the runs go.
+    `cpus`, `gpus`, `threads` and `usual` are those of `share_of`; `same_bits` is what workers with a GPU give to
+    `deterministic`; `say` is told in one line where the runs go.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class Cluster:
         threads: int = 0,
         usual: int = 1,
         plugins: Sequence[Path] = (),
+        same_bits: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         need_ray()
         self._asked = cpus, gpus, threads, usual
         self._plugins = tuple(errands.Plugin(path.resolve(), plugin_name(path), path.read_bytes()) for path in plugins)
+        self._same_bits = same_bits
         self._say = say
         self._held = ExitStack()
         self._share: Share | None = None
@@ -98,7 +102,8 @@ class Cluster:
         if missing:
             share = self._connect()
             with _probe() as probe:
-                records |= _Drive(plan, missing.values(), reporter, share, self._plugins, probe).run()
+                drive = _Drive(plan, missing.values(), reporter, share, self._plugins, self._same_bits, probe)
+                records |= drive.run()
         return [records[spec.hash] for spec in specs]
 
     def _connect(self) -> Share:
@@ -122,12 +127,14 @@ class _Drive:
         reporter: Reporter,
         share: Share,
         plugins: tuple[errands.Plugin, ...],
+        same_bits: bool,
         probe: str,
     ) -> None:
-        self.plan, self.reporter, self.share, self.plugins, self.probe = plan, reporter, share, plugins, probe
+        self.plan, self.reporter, self.share = plan, reporter, share
+        self.plugins, self.same_bits, self.probe = plugins, same_bits, probe
         self.queue, self.task = Queue(missing), _task(share)
         self.slots: dict[str, int] = {}
-        self.pending: dict[Any, tuple[RunSpec, str]] = {}
+        self.pending: dict[Any, tuple[RunSpec, str, dict[str, Any]]] = {}
         self.parcels: dict[tuple[str, str], Any] = {}
         self.records: dict[str, RunRecord] = {}
 
@@ -154,7 +161,7 @@ class _Drive:
     def _fill(self) -> None:
         """Give runs to nodes with room, one each in turn; those of a lost node are on another by now, and count."""
         while self.queue and len(self.pending) < sum(self.slots.values()):
-            busy = Counter(node for _, node in self.pending.values())
+            busy = Counter(node for _, node, _ in self.pending.values())
             free = {node: count - busy[node] for node, count in self.slots.items()}
             node = max(free, key=free.__getitem__)
             if free[node] <= 0:
@@ -177,25 +184,30 @@ class _Drive:
             threads=self.share.threads,
             on_gpu=self.share.gpus > 0,
             sharers=self.share.on_one_device(self.slots.get(node, 1)),
-            same_bits=torch.are_deterministic_algorithms_enabled(),
+            same_bits=self.same_bits,
         )
         where = NodeAffinitySchedulingStrategy(node, soft=True)  # elsewhere once the node is dead
         task = self.task.options(name=spec.label, scheduling_strategy=where)
-        self.pending[task.remote(package_fingerprint(), pickle.dumps(order), parcels)] = spec, node
+        self.pending[task.remote(package_fingerprint(), pickle.dumps(order), parcels)] = spec, node, parcels
 
-    def _land(self, ref: Any, spec: RunSpec, node: str) -> None:
-        """Take what has come back: a record, or what the worker lacks; raises `UserError` where it refused."""
+    def _land(self, ref: Any, spec: RunSpec, node: str, parcels: dict[str, Any]) -> None:
+        """Take what has come back: a record, or what the worker lacks besides the `parcels` that it was sent.
+
+        Raises `UserError` where it refused.
+        """
         answer = self._answer(ref, spec)
         if answer and "refused" in answer:
             raise UserError(f"on {answer['node']}: {answer['refused']}")
         if answer and "lacks" in answer:
-            self._submit(spec, node, {what: self._parcel(what, spec) for what in answer["lacks"]})
+            # what was sent goes along again: after a loss the next worker may lack what an earlier one asked for
+            more = {what: self._parcel(what, spec) for what in answer["lacks"]}
+            self._submit(spec, node, parcels | more)
             return
         self.queue.ended(spec, node)
         if answer:
             made = gather(spec, answer["record"], answer["predictions"])
         else:
-            reason = f"its worker or its node was lost, {RETRIES + 1} times in all, perhaps for lack of memory"
+            reason = f"its worker or its node was lost more than {RETRIES} times, perhaps for lack of memory"
             made = lost(spec, self.plan.stores[spec.block.dataset].card, reason)
         self.records[spec.hash] = made
         self.reporter.end(spec, made, answer["seconds"] if answer else 0.0)
@@ -277,6 +289,7 @@ def _probe() -> Iterator[str]:
 @contextmanager
 def _connected() -> Iterator[str]:
     """Be connected to a cluster, and say to which; a connection that was there before is used and left as it was."""
+    os.environ.setdefault(OOM_RETRIES, str(RETRIES))
     import ray
 
     if ray.is_initialized():
@@ -315,13 +328,17 @@ def _init(address: str) -> str:
 
 
 def check_address(address: str) -> None:
-    """Raise `UserError` where nothing answers."""
+    """Raise `UserError` for what is no address, and where nothing answers."""
+    shown, forms = one_line(address), "HOST:PORT, ray://HOST:PORT or auto"
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    require(bool(host) and port.isdigit(), f"RAY_ADDRESS {address}: write HOST:PORT, ray://HOST:PORT or auto")
+    is_port = re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 2**16
+    require(bool(host) and is_port, f"RAY_ADDRESS {shown}: write {forms}")
     try:
         socket.create_connection((host, int(port)), ANSWERS).close()
+    except UnicodeError as error:  # of a label that is empty, too long or not text
+        raise UserError(f"RAY_ADDRESS {shown}: that can be no host's name; write {forms}") from error
     except OSError as error:
         raise UserError(
-            f"RAY_ADDRESS {address} does not answer ({error.strerror or error}). Start a cluster with "
+            f"RAY_ADDRESS {shown} does not answer ({error.strerror or error}). Start a cluster with "
             "`ray start --head`, or unset RAY_ADDRESS."
         ) from error

@@ -72,7 +72,8 @@ def run_plan(
 def shard(plan: Plan, text: str) -> Plan:
     """Part i of n of a plan (`i/n`, 1-based), whole seeds and whole searches, so that shards share little.
 
-    The parts are the plan and do not overlap; cells that are not run belong to none. In a Slurm array whose tasks count
+    The parts are the plan and do not overlap; cells that are not run belong to none. Searches are not dealt out by
+    block, as runs are: those of a dataset all begin in the block of its first seed. In a Slurm array whose tasks count
     from 1 it is `$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`. Raises `UserError`.
     """
     part, slash, parts = text.partition("/")

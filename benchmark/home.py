@@ -87,6 +87,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.ENOTDIR: "a file stands where a folder is needed",
             errno.EEXIST: "a file stands where a folder is needed",
             errno.EISDIR: "a folder stands where a file is needed",
+            errno.ENOTEMPTY: "a folder that is not empty stands there",
         }
         if error.errno not in reasons:
             raise
@@ -126,14 +127,23 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     _sweep(path)
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a fresh folder that appears as `path` whole or not at all."""
+def write_folder(path: Path, fill: Callable[[Path], None], seal: str = "") -> None:
+    """Let `fill` write into a fresh folder that appears as `path` whole or not at all; raises `DiskError`.
+
+    A folder that holds the file `seal` is named by its content: one that another process has put there meanwhile, whose
+    lock does not reach here, is as good, and stays.
+    """
     temporary = _temporary(path)
     with disk_errors(path):
         try:
             temporary.mkdir(parents=True)
             fill(temporary)
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except OSError as error:
+                taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+                if not (taken and seal and (path / seal).exists()):
+                    raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     _sweep(path)
@@ -172,7 +182,10 @@ def _amount(size: int) -> str:
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the inter-process lock that belongs to `path`; a second process waits here."""
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
+    place, base = path.resolve(), home().resolve()
+    if place.is_relative_to(base):  # a common home may be mounted in two places
+        place = place.relative_to(base)
+    name = hashlib.sha256(str(place).encode()).hexdigest()[:24]
     with disk_errors(path):
         locks_home().mkdir(parents=True, exist_ok=True)
         held = FileLock(locks_home() / f"{name}.lock")

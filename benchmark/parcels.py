@@ -98,7 +98,7 @@ def unpack_store(parcel: StoreParcel, store: Store, get: Get) -> Store:
     with lock(path):
         if not (path / MANIFEST).exists():
             shutil.rmtree(path, ignore_errors=True)  # a folder without a manifest is no store
-            write_folder(path, fill)
+            write_folder(path, fill, MANIFEST)
     found = replace(store, path=path)
     problem = check_labels(found)
     if problem:

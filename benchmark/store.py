@@ -381,7 +381,7 @@ def _build(path: Path, splits: Splits, card: Card, strict: bool, report: Report)
         (folder / "manifest.json").write_text(whole.model_dump_json(indent=1))
 
     shutil.rmtree(path, ignore_errors=True)  # a folder without a manifest is no store
-    write_folder(path, fill)
+    write_folder(path, fill, "manifest.json")
 
 
 def _fingerprint(card: Card, labels: dict[SplitName, str], pools: dict[str, str]) -> str:

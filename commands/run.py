@@ -131,7 +131,7 @@ def run(
     from ..benchmark.planning import DEFAULT_SEEDS, Request
     from ..benchmark.suite import read_suite
 
-    means = Means(executor, jobs, threads, cpus, gpus, tuple(plugin), prune)
+    means = Means(executor, jobs, threads, cpus, gpus, tuple(plugin), prune, deterministic)
     load_plugins(plugin)
     determinism.deterministic(deterministic)
     settings = dict(pair(text) for text in set_)
@@ -271,6 +271,8 @@ class Means:
     gpus: float | None
     plugins: tuple[Path, ...]
     prune: bool
+    deterministic: bool = False
+    """For workers elsewhere; here `determinism.deterministic` is told, which does nothing without a GPU."""
 
     def __post_init__(self) -> None:
         on_ray = self.executor is Executor.RAY
@@ -296,6 +298,7 @@ class Means:
                 threads=self.threads,
                 usual=workers["threads"],
                 plugins=self.plugins,
+                same_bits=self.deterministic,
                 say=lambda line: None if quiet else _say(line),
             )
         from ..benchmark.executors import run_plan

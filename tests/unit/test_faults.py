@@ -167,8 +167,8 @@ def test_damaged_weights_of_an_epoch_do_not_become_an_artifact(
     shutil.rmtree(worked / "artifacts")
     real = artifacts.write_folder
 
-    def killed(path: Path, fill: Callable[[Path], None]) -> None:
-        real(path, fill)
+    def killed(path: Path, fill: Callable[[Path], None], seal: str) -> None:
+        real(path, fill, seal)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""`--shard i/n`: the parts of a plan are the plan, and share nothing."""
+"""`--shard i/n`: the parts of a plan are the plan and do not overlap; runs of two parts share no ERM."""
 
 import pytest
 from worstgroup.benchmark.executors import shard
@@ -40,3 +40,9 @@ def test_a_block_is_never_split(whole: Plan, parts: int) -> None:
     ]
     assert all(seeds)
     assert sum(map(len, seeds)) == len(SEEDS)
+
+
+def test_searches_of_one_block_are_shared_out(whole: Plan) -> None:
+    """By block one part would have them all."""
+    assert len({run.block.key for sweep in whole.sweeps for run in sweep.candidates}) == 1
+    assert [len(shard(whole, f"{i}/3").sweeps) for i in (1, 2, 3)] == [1, 1, 1]
