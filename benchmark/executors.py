@@ -16,6 +16,7 @@ import torch
 from . import forecast
 from .determinism import deterministic
 from .errors import UserError
+from .history import Device, read_history
 from .machine import on_one_device, visible_gpu
 from .planning import Plan
 from .provenance import SESSION, device_name
@@ -63,7 +64,7 @@ def run_plan(
             records[spec.hash] = run_spec(spec, plan.stores[spec.block.dataset], reporter.progress)
             reporter.end(spec, records[spec.hash], time.perf_counter() - start)
     else:
-        todo = forecast.jobs(missing, forecast.read_history(forecast.Device(device_name(), threads), missing))
+        todo = forecast.jobs(missing, read_history(Device(device_name(), threads), missing))
         queue, workers = Queue(todo, forecast.there(todo)), min(jobs, len(missing))
         records |= _run_parallel(queue, missing, plan, reporter, workers, _pool(workers, threads, plugins))
     return [records[spec.hash] for spec in specs]

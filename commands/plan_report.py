@@ -26,6 +26,10 @@ def _state(spec: RunSpec, forecast: Forecast) -> str:
     state, seconds = forecast.states[spec.hash], forecast.seconds.get(spec.hash)
     if state == "finished":
         return state
+    if state == "adopted":
+        return f"made already, to be copied, {about(0.0)}"
+    if not forecast.workers:
+        return f"to run{AGAIN.get(state, '')}"
     ratio = " by its ratio to erm" if spec.hash in forecast.by_ratio else ""
     cost = "cost unknown" if seconds is None else f"{about(seconds)}{ratio}"
     return f"to run{AGAIN.get(state, '')}, {cost}"
@@ -47,10 +51,13 @@ def _shared(shared: list[SharedErm]) -> Iterator[str]:
 
 def summary(forecast: Forecast) -> str:
     """`about 14 min on 2 workers: 47 to run, 4 finished; 5 of them have no recorded cost and are not in it`."""
-    missing, total = forecast.missing, len(forecast.states)
-    counts = f"{len(missing)} to run, {total - len(missing)} finished"
+    missing, states = forecast.missing, list(forecast.states.values())
+    copies = f"{states.count('adopted')} to be copied, " if "adopted" in states else ""
+    counts = f"{len(missing) or 'nothing'} to run, {copies}{states.count('finished')} finished"
     if not missing:
-        return f"nothing to run, {total} finished"
+        return counts
+    if not forecast.workers:
+        return f"{counts}; how long is not predicted for a Ray cluster: its nodes are not known before it is used"
     unknown = len(missing) - sum(run in forecast.seconds for run in missing)
     if unknown == len(missing):
         return f"{counts}; how long is not known before a run of erm was timed on this device with these threads"

@@ -157,7 +157,7 @@ def run(
     if shard:
         made = executors.shard(made, shard)
     if dry_run:
-        _print_plan(made, jobs, threads)
+        _print_plan(made, means)
         return
     made, records = _execute(made, quiet, means)
     _print_board(made, splits or (named is not None and named.splits))
@@ -333,24 +333,33 @@ def _search(plan: "Plan", quiet: bool, means: Means, run_plan: "RunPlan") -> "li
         return run_plan(replace(plan, runs=plan.searched()), reporter)
 
 
-def _workers(jobs: int, threads: int) -> dict[str, int]:
+def _gpus() -> int:
     import torch
 
-    return machine.workers(torch.cuda.device_count(), jobs, threads)
+    return torch.cuda.device_count()
 
 
-def _print_plan(plan: "Plan", jobs: int, threads: int) -> None:
-    """What would run, what is finished, and how long it is likely to take."""
+def _workers(jobs: int, threads: int) -> dict[str, int]:
+    return machine.workers(_gpus(), jobs, threads)
+
+
+def _print_plan(plan: "Plan", means: Means) -> None:
+    """What would run, what is finished, and how long it is likely to take with the workers of this machine.
+
+    What the nodes of a Ray cluster are is not known before it is used: there nothing is predicted.
+    """
     from ..benchmark import forecast
+    from ..benchmark.history import Device, read_history
     from ..benchmark.provenance import device_name
     from .plan_report import lines
 
-    workers = _workers(jobs, threads)
+    workers = _workers(means.jobs, means.threads)
+    jobs = workers["jobs"] if means.executor is Executor.LOCAL else 0
     plan = forecast.settled(plan)
     specs = [planned.spec for planned in (*plan.runs, *plan.searched()) if planned.spec]
     specs += [run for sweep in plan.sweeps for run in sweep.runs]
-    history = forecast.read_history(forecast.Device(device_name(), workers["threads"]), specs)
-    for line in lines(plan, forecast.of_plan(plan, history, workers["jobs"])):
+    history = read_history(Device(device_name(), workers["threads"]), specs)
+    for line in lines(plan, forecast.of_plan(plan, history, jobs, _gpus(), one_by_one=means.prune)):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import Call, edit, finish, start
+from worstgroup.benchmark import cluster
 from worstgroup.benchmark.record import find, read
 
 RUN = ("run", "--dataset", "tiny", "--method", "erm,groupdro,dfr,reweight", "--seeds", "0,1,2", "--threads", "1")
@@ -63,6 +64,31 @@ def test_a_run_that_failed_is_said_to_run_again(call: Call, runs: Path) -> None:
     said = of_runs(call(*RUN, "--dry-run").out)
     assert said["groupdro 1"].startswith("to run again, it failed, ")
     assert said["groupdro 0"] == "finished"
+
+
+def test_for_a_cluster_nothing_is_predicted(call: Call, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "need_ray", lambda: None)
+    done = call(*RUN, "--dry-run", "--executor", "ray", "--gpus", "1")
+    said = of_runs(done.out)
+    assert (said["erm 0"], said["erm 2"]) == ("finished", "to run")
+    assert summary(done.out) == [
+        "6 to run, 6 finished; how long is not predicted for a Ray cluster: its nodes are not known before it is used"
+    ]
+
+
+def test_a_search_that_has_ended_is_not_made_again(call: Call) -> None:
+    search = ("run", "--dataset", "tiny", "--method", "groupdro", "--tuning", "2", "--threads", "1")
+    tune = ("tune", "--dataset", "tiny", "--method", "groupdro", "--draws", "2", "--threads", "1", "--quiet")
+    assert call(*tune, "--jobs", "1").code == 0
+    told = call(*search, "--seeds", "0", "--dry-run").out.splitlines()
+    assert told == [
+        "groupdro on tiny · train+val · seed 0 · draw 0: made already, to be copied, under 1 s",
+        "",
+        told[-1],
+    ]
+    assert told[-1] == "nothing to run, 1 to be copied, 0 finished"
+    assert call(*search, "--seeds", "0", "--jobs", "1", "--quiet").code == 0
+    assert call(*search, "--seeds", "0", "--dry-run").out.splitlines()[-1] == "nothing to run, 1 finished"
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """What a plan will take: seconds from records, ratios where there are none, and honest gaps."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import plan_tiny
 from worstgroup.benchmark import forecast
-from worstgroup.benchmark.forecast import Device, Forecast, History, foretell
+from worstgroup.benchmark.forecast import Forecast, foretell
+from worstgroup.benchmark.history import Device, Estimate, History, Trained, erm_name, grows, read_history
 from worstgroup.benchmark.home import artifacts_home, runs_home
 from worstgroup.benchmark.planning import Plan, Request, plan
 from worstgroup.benchmark.provenance import device_name
@@ -19,8 +20,8 @@ from worstgroup.commands.plan_report import about, lines
 
 pytestmark = pytest.mark.usefixtures("tiny")
 HERE = Device("this one", 1)
-PER_EPOCH = 96
-"""Images of `tiny`, which trains for two epochs."""
+PER_EPOCH, BATCHES = 96, 6
+"""Images of `tiny`, which trains for two epochs, and their batches."""
 
 
 def stage(seconds: float, *, epochs: float = 2, trains: bool = True) -> Stage:
@@ -32,7 +33,7 @@ def stage(seconds: float, *, epochs: float = 2, trains: bool = True) -> Stage:
         wall_s=1.5 * seconds,
         eval_s=1.0,
         n_fwd=passes,
-        n_updates=2 * trains,
+        n_updates=round(BATCHES * epochs) * trains,
         **dict.fromkeys(names, 0),
     )
 
@@ -61,6 +62,7 @@ def past(known: dict[str, RunRecord]) -> Any:
         cost = Cost(stages=own, shared=shared, marginal=stage(marginal), scratch=stage(total))
         fields = {"seed": spec.block.seed, "config": dict(spec.config), "code": spec.code, "budget": str(spec.budget)}
         fields |= {"dataset": spec.block.dataset, "backbone": spec.block.backbone, "run": spec.hash}
+        fields |= {"recipe": asdict(spec.block.recipe), "history": []}
         told = {"device": HERE.name, "device_type": "cpu", "threads": HERE.threads, "session": "one"} | env
         return known[spec.method].model_copy(update={**fields, "cost": cost, "env": told})
 
@@ -78,7 +80,7 @@ def test_seconds_are_the_median_of_like_runs_with_evaluation(past: Any) -> None:
     made = [past(spec, {"train": stage(2.0 + i)}) for i, spec in enumerate(specs("groupdro", seeds=(0, 1, 2)))]
     (asked,) = specs("groupdro", seeds=(7,))
     found = history(made).estimate(asked)
-    assert found == forecast.Estimate(own=1.5 * 3.0 + 1.0, needs={})
+    assert found == Estimate(own=1.5 * 3.0 + 1.0, needs={})
 
 
 def test_trainings_are_scaled_to_the_epochs_and_solvers_are_not(past: Any) -> None:
@@ -90,13 +92,125 @@ def test_trainings_are_scaled_to_the_epochs_and_solvers_are_not(past: Any) -> No
     assert found.own == pytest.approx(3 * 4.0 + 4.0)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "seconds"), [(2, 3 * 4.0), (1.5, 3 * 4.0), (7 / 6, 3 * 4.0), (2.5, 4.0), (8, 4.0), (1, 4.0), (0.5, 4.0)]
+)
+def test_a_training_of_a_length_of_its_own_is_not_scaled(past: Any, epochs: float, seconds: float) -> None:
+    """Of one recipe, here of two epochs, only its updates tell whether it is as long as that."""
+    (made,), (asked,) = specs("groupdro"), specs("groupdro", recipe__epochs="6")
+    found = history([past(made, {"train": stage(2.0, epochs=epochs)})]).estimate(asked)
+    assert found == Estimate(pytest.approx(seconds), {})
+
+
+def test_the_last_training_is_the_one_whose_epochs_are_recorded(past: Any, known: dict[str, RunRecord]) -> None:
+    """The first has as many updates as the recipe's; of the second it is known that it has other epochs."""
+    (made,), (asked,) = specs("groupdro"), specs("groupdro", recipe__epochs="6")
+    record = past(made, {"first": stage(0.0), "train": stage(2.0), "head": stage(2.0, trains=False)})
+    record = record.model_copy(update={"history": 8 * known["groupdro"].history[:1]})
+    assert history([record]).estimate(asked) == Estimate(pytest.approx(3 * 1.0 + 4.0 + 4.0), {})
+
+
+@pytest.mark.parametrize(
+    ("epochs", "seconds"),
+    [((1, 1), 4.0), ((2, 2), 4.0), ((1, 2), 3 * 4.0), ((2, 4), 3 * 4.0), ((1, 3), 3 * 4.0), ((0.5, 1), 3 * 4.0)],
+)
+def test_records_of_two_recipes_tell_whether_a_training_is_as_long_as_they_say(
+    past: Any, epochs: tuple[float, float], seconds: float
+) -> None:
+    """Those of two and of four epochs, however short or long; six are asked for. What is nearest to them tells."""
+    short, long, asked = (specs("groupdro", recipe__epochs=str(n))[0] for n in (2, 4, 6))
+    pair = [past(spec, {"train": stage(2.0, epochs=n)}) for spec, n in zip((short, long), epochs, strict=True)]
+    found = history([pair[0]], [pair[1]]).estimate(asked)  # the other one may come from anywhere
+    assert found == Estimate(pytest.approx(seconds), {})
+
+
+def test_a_training_of_so_many_updates_is_the_same_on_other_data() -> None:
+    assert not grows({2: Trained(300, 3.0), 4: Trained(300, 6.0)})
+    assert grows({2: Trained(300, 3.0), 4: Trained(299, 6.0)})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "erm_epochs", "epochs", "alike"),
+    [
+        (15, 15.0, 15, True),
+        (15, 14.0, 14, True),  # one epoch is left out
+        (15, 3.0, 15, True),  # an adversary takes most of the steps
+        (15, 10.0, 10, False),
+        (15, 19.7, 10, False),  # the head of MaC
+        (10, 19.7, 10, False),  # and where it has as many epochs, of smaller batches
+        (1, 1.0, 2, False),  # or more, of larger ones
+        (2, 1.0, 1, False),
+        (15, 12.0, 0, True),
+        (15, 7.0, 0, False),
+        (15, 27.6, 0, False),
+    ],
+)
+def test_one_recipe_tells_by_epochs_and_updates(recipe: int, erm_epochs: float, epochs: int, alike: bool) -> None:
+    assert Trained(99, erm_epochs, epochs).is_of(recipe) == alike
+
+
+def test_records_of_the_same_epochs_go_before_others(past: Any) -> None:
+    usual, longer = specs("groupdro")[0], specs("groupdro", recipe__epochs="4")[0]
+    told = history([past(usual, {"train": stage(2.0)}), past(longer, {"train": stage(8.0, epochs=4)})])
+    (asked,) = specs("groupdro", seeds=(3,), recipe__epochs="4")
+    assert told.estimate(asked) == Estimate(13.0, {})
+
+
+def test_the_head_of_mac_is_as_long_as_its_own_epochs_say(home: Path) -> None:
+    settings = {"mac__epochs": "2", "recipe__epochs": "1"}
+    made = plan_tiny("mac", **settings)
+    (spec,) = [run.spec for run in made.runs if run.spec]
+    record = run_spec(spec, made.stores["tiny"])
+    assert record.cost is not None
+    own = sum(part.wall_s + part.eval_s for part in record.cost.stages.values())
+    told = read_history(Device(device_name(), 1), [spec])
+    for epochs in (1, 10):
+        (asked,) = specs("mac", **settings | {"recipe__epochs": str(epochs)})
+        found = told.estimate(asked)
+        assert found is not None
+        assert found.own == pytest.approx(own)
+        assert found.needs[erm_name(asked.block)] == pytest.approx((told.erm(spec.block) or 0) * epochs)
+
+
+def test_a_ratio_grows_with_the_epochs_only_where_the_method_does(past: Any) -> None:
+    """On six epochs ERM takes three times as long as on two; so does a training, but no solver's head."""
+    others = [
+        past(specs("erm")[0], {}, {"erm:a": stage(2.0)}),
+        past(specs("groupdro")[0], {"train": stage(3.0), "head": stage(2.0, trains=False)}),
+    ]
+    here = past(specs("erm")[0], {}, {"erm:a": stage(2.0)})
+    (asked,) = specs("groupdro", recipe__epochs="6")
+    found = history([here], others).estimate(asked)
+    assert found == Estimate(pytest.approx((3 * 3 + 2) / 2 * 4.0), {}, by_ratio=True)
+
+
+def test_more_images_than_those_of_train_make_a_training_no_other_one(past: Any) -> None:
+    """Those of validation that a budget grants are in it."""
+    (made,), (asked,) = specs("groupdro"), specs("groupdro", recipe__epochs="6")
+    val = sum(group.m_val for group in past(made, {}).groups)
+    assert val
+    epochs = 2 * (PER_EPOCH + val) / PER_EPOCH
+    record = past(made, {"train": stage(2.0, epochs=epochs)}).model_copy(update={"extra": "val"})
+    found = history([record]).estimate(replace(asked, extra="val"))
+    assert found is not None
+    assert found.own == pytest.approx(3 * 4.0)
+
+
+def test_settings_that_are_lists_in_a_record_are_matched(past: Any) -> None:
+    usual, other = specs("dfr")[0], specs("dfr", dfr__c_grid="1.0")[0]
+    told = [past(usual, {"head": stage(2.0)}), past(other, {"head": stage(8.0)})]
+    told = [RunRecord.model_validate_json(record.to_json()) for record in told]
+    found = [history(told).estimate(spec) for spec in (usual, other)]
+    assert [one.own for one in found if one] == [4.0, 13.0]
+
+
 def test_settings_and_budget_are_matched_where_they_can_be(past: Any) -> None:
     usual, other = specs("groupdro")[0], specs("groupdro", groupdro__step_size="0.5")[0]
     told = history([past(usual, {"train": stage(2.0)}), past(other, {"train": stage(8.0)})])
     asked = {size: specs("groupdro", seeds=(3,), groupdro__step_size=size)[0] for size in ("0.5", "0.7")}
     found = {size: told.estimate(spec) for size, spec in asked.items()}
-    assert found["0.5"] == forecast.Estimate(13.0, {})
-    assert found["0.7"] == forecast.Estimate(median_of(4.0, 13.0), {})
+    assert found["0.5"] == Estimate(13.0, {})
+    assert found["0.7"] == Estimate(median_of(4.0, 13.0), {})
 
 
 def median_of(one: float, other: float) -> float:
@@ -110,7 +224,7 @@ def test_the_shared_erm_is_billed_whole_whatever_share_a_run_needs(past: Any) ->
     assert told.erm(asked.block) == pytest.approx(4 * (1.5 * 3 + 1))
     found = told.estimate(asked)
     assert found is not None
-    assert found.needs == {forecast.erm_name(asked.block): pytest.approx(4 * (1.5 * 3 + 1))}
+    assert found.needs == {erm_name(asked.block): pytest.approx(4 * (1.5 * 3 + 1))}
 
 
 @pytest.mark.parametrize("env", [{"device": "another"}, {"threads": 4}, {"device": "another", "device_type": "cuda"}])
@@ -118,22 +232,51 @@ def test_seconds_of_another_device_tell_ratios_only(past: Any, env: dict[str, An
     """GroupDRO took 1.5 times as long as ERM there; here ERM takes 2 device seconds: 4 with evaluation."""
     erm, groupdro = specs("erm", "groupdro")
     there = [past(erm, {}, {"erm:a": stage(40.0)}, **env), past(groupdro, {"train": stage(60.0)}, **env)]
-    assert history(there).estimate(groupdro) is None
+    assert history(there).estimate(groupdro) == Estimate(1.5, {}, by_ratio=True, timed=False)
     here = past(erm, {}, {"erm:a": stage(2.0)})
     for told in (history([*there, here]), history([here], there)):
-        assert told.estimate(groupdro) == forecast.Estimate(1.5 * 4.0, {}, by_ratio=True)
+        assert told.estimate(groupdro) == Estimate(1.5 * 4.0, {}, by_ratio=True)
 
 
 def test_threads_do_not_matter_on_a_gpu(past: Any) -> None:
     (asked,) = specs("groupdro")
     record = past(asked, {"train": stage(2.0)}, device_type="cuda", threads=4)
-    assert history([record]).estimate(asked) == forecast.Estimate(4.0, {})
+    assert history([record]).estimate(asked) == Estimate(4.0, {})
+
+
+@pytest.mark.parametrize(
+    ("env", "seconds"),
+    [
+        ({"device_type": "cuda", "sharers": 4}, 1.0),
+        ({"device_type": "cuda", "sharers": 1}, 4.0),
+        ({"device_type": "cuda", "sharers": None}, 4.0),
+        ({"device_type": "cuda", "sharers": 0}, 4.0),
+        ({"device_type": "cuda", "sharers": "four"}, 4.0),
+        ({"sharers": 4}, 4.0),
+    ],
+)
+def test_seconds_that_several_workers_had_of_a_gpu_are_shared_out(
+    past: Any, env: dict[str, Any], seconds: float
+) -> None:
+    (asked,) = specs("groupdro")
+    found = history([past(asked, {"train": stage(2.0)}, **env)])
+    assert found.estimate(asked) == Estimate(seconds, {})
+
+
+def test_a_ratio_is_one_of_runs_that_have_a_gpu_alone(past: Any) -> None:
+    erm, groupdro = specs("erm", "groupdro")
+    others = [
+        past(erm, {}, {"erm:a": stage(2.0)}, device_type="cuda"),
+        past(groupdro, {"train": stage(12.0)}, device_type="cuda", sharers=4),
+    ]
+    found = history([past(erm, {}, {"erm:a": stage(2.0)})], others).estimate(groupdro)
+    assert found == Estimate(1.5 * 4.0, {}, by_ratio=True)
 
 
 def test_records_of_other_places_tell_ratios_only_even_of_a_device_of_this_name(past: Any) -> None:
     erm, groupdro = specs("erm", "groupdro")
     others = [past(erm, {}, {"erm:a": stage(2.0)}), past(groupdro, {"train": stage(2.0)})]
-    assert history([], others).estimate(groupdro) is None
+    assert history([], others).estimate(groupdro) == Estimate(1.0, {}, by_ratio=True, timed=False)
     assert history([], others).erm(erm.block) is None
 
 
@@ -145,7 +288,7 @@ def test_a_ratio_is_to_the_erm_of_its_own_session(past: Any) -> None:
     ]
     others.append(past(specs("erm", seeds=(1,))[0], {}, {"erm:b": stage(10.0)}, session="slow"))
     found = history([past(erm, {}, {"erm:a": stage(2.0)})], others).estimate(groupdro)
-    assert found == forecast.Estimate(2 * 4.0, {}, by_ratio=True)
+    assert found == Estimate(2 * 4.0, {}, by_ratio=True)
 
 
 def test_a_ratio_without_an_erm_beside_it_is_none(past: Any) -> None:
@@ -165,7 +308,7 @@ def test_ratios_of_the_same_backbone_go_before_others(past: Any) -> None:
         others.append(past(of(erm, dataset, backbone), {}, {"erm:z": stage(1.0)}))
         others.append(past(of(groupdro, dataset, backbone), {"train": stage(factor)}))
     found = history([past(erm, {}, {"erm:a": stage(2.0)})], others).estimate(groupdro)
-    assert found == forecast.Estimate(2 * 4.0, {}, by_ratio=True)
+    assert found == Estimate(2 * 4.0, {}, by_ratio=True)
 
 
 def test_failed_runs_tell_no_seconds(past: Any) -> None:
@@ -181,7 +324,7 @@ def test_the_name_of_the_shared_erm_is_that_of_its_artifact() -> None:
     """What the forecast looks for is what a run makes."""
     made = plan_tiny("erm")
     (spec,) = [run.spec for run in made.runs if run.spec]
-    name = forecast.erm_name(spec.block)
+    name = erm_name(spec.block)
     job = Job(spec.hash, 0.0, {name: 1.0})
     assert forecast.there([job]) == set()
     record = run_spec(spec, made.stores["tiny"])
@@ -209,7 +352,7 @@ def test_a_name_that_no_file_can_have_is_not_there() -> None:
 
 def test_a_run_of_which_nothing_is_known_may_need_the_shared_erm_unless_it_is_a_plain_objective() -> None:
     asked = specs("groupdro", "dfr", "groupdro+george")
-    name = forecast.erm_name(asked[0].block)
+    name = erm_name(asked[0].block)
     needs = [job.needs for job in forecast.jobs(asked, history([]))]
     assert needs == [{}, {name: 1.0}, {name: 1.0}]
 
@@ -262,6 +405,26 @@ def test_a_forecast_counts_the_shared_erm_once_and_leaves_out_what_is_unknown(
     assert len(found.missing) == 8
 
 
+@pytest.mark.parametrize(
+    ("workers", "gpus", "wall", "times"), [(1, 1, 24, 1), (4, 1, 24, 4), (4, 2, 12, 2), (2, 4, 12, 1)]
+)
+def test_workers_that_share_a_gpu_are_no_faster_than_one(
+    mixed: tuple[list[RunSpec], History], workers: int, gpus: int, wall: float, times: int
+) -> None:
+    asked, told = mixed
+    found = foretell([asked], new(asked), told, workers, gpus)
+    assert found.wall_s == pytest.approx(wall)
+    assert {found.seconds[spec.hash] for spec in asked if spec.method == "groupdro"} == {7.0 * times}
+    assert {one.seconds for one in found.shared} == {4.0 * times}
+
+
+def test_who_is_alone_on_a_gpu_shares_it_with_nobody(mixed: tuple[list[RunSpec], History]) -> None:
+    asked, told = mixed
+    last = [spec for spec in asked if spec.method == "groupdro"][:1]
+    found = foretell([last], new(last), told, 4, 1)
+    assert (found.wall_s, *found.seconds.values()) == (7.0, 7.0)
+
+
 def test_finished_runs_take_no_time(mixed: tuple[list[RunSpec], History]) -> None:
     asked, told = mixed
     states = {spec.hash: "finished" if spec.method != "dfr" else "failed" for spec in asked}
@@ -283,7 +446,7 @@ def test_how_runs_stand_in_the_home(runs: Path) -> None:
     path = record_path(runs_home(), failed)
     write(path, read(path).model_copy(update={"status": "failed", "error": "x"}), None)
     changed = replace(changed, code="0" * 16)
-    told = forecast.read_history(HERE, [done])
+    told = read_history(HERE, [done])
     assert list(forecast.states([done, other, failed, changed], told).values()) == [
         "finished",
         "new",
@@ -303,6 +466,24 @@ def test_runs_that_follow_from_a_search_are_predicted_with_it(past: Any) -> None
     assert found.wall_s == pytest.approx(4 * 7.0)
 
 
+def test_of_a_search_that_has_not_ended_no_later_run_counts_as_made(home: Path) -> None:
+    """Draw 0 is there on another seed, from before the search; but which draw will be chosen?"""
+    made = plan([Request("tiny", "groupdro", seeds=(0, 1), settings={"recipe.epochs": "2"})])
+    for run in made.runs:
+        assert run.spec is not None
+        assert run_spec(run.spec, made.stores["tiny"]).status == "finished"
+    told = read_history(Device(device_name(), 1), [run.spec for run in made.runs if run.spec])
+    found = forecast.of_plan(searched(0, 1), told, 1)
+    assert sorted(found.states.values()) == ["finished", "new", "new"]
+
+
+def test_draws_that_are_judged_by_those_before_go_one_after_another(past: Any) -> None:
+    told = history([past(specs("groupdro")[0], {"train": stage(4.0)})])
+    asked = searched(0, 1, 2)
+    assert forecast.of_plan(asked, told, 2).wall_s == pytest.approx(2 * 7.0)
+    assert forecast.of_plan(asked, told, 2, one_by_one=True).wall_s == pytest.approx(3 * 7.0)
+
+
 def test_a_search_that_has_ended_names_the_runs_that_follow(home: Path) -> None:
     made = searched(0, 1)
     assert forecast.settled(made).sweeps == made.sweeps
@@ -312,13 +493,25 @@ def test_a_search_that_has_ended_names_the_runs_that_follow(home: Path) -> None:
     after = forecast.settled(made)
     assert after.sweeps == []
     assert [run.spec.block.seed for run in after.runs if run.spec and run.spec.candidates] == [0, 1]
+    told = read_history(Device(device_name(), 1), [run.spec for run in after.runs if run.spec])
+    found = forecast.of_plan(after, told, 1)
+    first, second = [run.spec for run in after.runs if run.spec]
+    assert dict(found.states) == {first.hash: "adopted", second.hash: "new"}
+    assert found.seconds[first.hash] == 0.0
+    assert found.wall_s == found.seconds[second.hash] > 0.0
+    assert found.missing == [second.hash]
+    copied, *_, total = lines(after, found)
+    assert copied.endswith("seed 0 · draw 0: made already, to be copied, under 1 s")
+    assert total.endswith(" on 1 worker: 1 to run, 1 to be copied, 0 finished")
+    assert run_spec(first, after.stores["tiny"]).status == run_spec(second, after.stores["tiny"]).status == "finished"
+    assert set(forecast.of_plan(after, told, 1).states.values()) == {"finished"}
 
 
 def test_damaged_records_tell_nothing(runs: Path) -> None:
     device, asked = Device(device_name(), 1), specs("erm", seeds=(9,))
-    before = forecast.read_history(device, asked).estimate(asked[0])
+    before = read_history(device, asked).estimate(asked[0])
     (runs / "tiny" / "broken.json").write_text("{")
-    after = forecast.read_history(device, asked).estimate(asked[0])
+    after = read_history(device, asked).estimate(asked[0])
     assert before == after
     assert before is not None
 
@@ -352,6 +545,16 @@ def test_the_text_where_nothing_is_known() -> None:
     *_, shared, total = lines(made, foretell([asked], new(asked), history([]), 1))
     assert shared == "shared ERM of tiny · tiny_cnn · seed 0: to be made first, if a run needs it, cost unknown"
     assert total.startswith("1 to run, 0 finished; how long is not known before a run of erm was timed on this device")
+
+
+def test_without_workers_of_this_machine_nothing_is_predicted(mixed: tuple[list[RunSpec], History]) -> None:
+    made = plan_tiny("erm", "groupdro", seeds=(3,))
+    assert list(lines(made, forecast.of_plan(made, mixed[1], 0))) == [
+        "erm on tiny · none · seed 3: to run",
+        "groupdro on tiny · train+val · seed 3: to run",
+        "",
+        "2 to run, 0 finished; how long is not predicted for a Ray cluster: its nodes are not known before it is used",
+    ]
 
 
 def test_the_text_where_nothing_is_to_run() -> None:
