@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .benchmark.errors import UserError, printable
+from .benchmark.errors import UserError
 from .commands import board, data, explain, profile, run, submission
-from .commands.terminal import err, load_plugins, out, print_tables
+from .commands.terminal import err, load_plugins, out, print_problems, print_tables, say
 
 if TYPE_CHECKING:
     from .authoring.scaffold import Written
@@ -58,7 +58,7 @@ def main() -> None:
 
 def _print_error(message: str) -> None:
     for line in message.splitlines():
-        err.print(f"error: {printable(line)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {line}", err, "red")
 
 
 def _show_version(wanted: bool) -> None:
@@ -87,14 +87,21 @@ app.command()(explain.explain)
 @app.command("ls")
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
-    stale: Annotated[bool, typer.Option("--stale", help="Only runs whose method's code has changed since.")] = False,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Only runs whose method's or backbone's code has changed since.")
+    ] = False,
     plugin: Annotated[list[Path], typer.Option(metavar="FILE", help="A Python file that registers entries.")] = [],  # noqa: B006
 ) -> None:
-    """List what there is."""
+    """List what there is; of runs, records that cannot be read are named and left out."""
     from .commands import listing
 
     load_plugins(plugin)
-    print_tables([listing.table(kind.value, stale=stale)])
+    if kind is not Kind.runs:
+        print_tables([listing.table(kind.value)])
+        return
+    shown, problems = listing.runs(only_stale=stale)
+    print_problems(problems)
+    print_tables([shown])
 
 
 app.command()(data.show)
@@ -121,7 +128,7 @@ def check(
         bad = verdict.state == "failed"
         state, message = "FAILED" if bad else verdict.state, " ".join(verdict.message.split())
         line = f"{state:<6}  {verdict.check:<13} {verdict.seconds:5.1f} s  {message}".rstrip()
-        out.print(line, style="red" if bad else None, markup=False, highlight=False, soft_wrap=True)
+        say(line, style="red" if bad else None)
         failed |= bad
     if failed:
         raise typer.Exit(1)
@@ -145,7 +152,7 @@ def new_dataset(name: Annotated[str, typer.Argument(help="Lowercase letters, dig
 
 def _print_written(written: "Written") -> None:
     for line in (f"wrote {written.path}", "next:", *(f"  {command}" for command in written.commands)):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 @app.command()
@@ -161,7 +168,7 @@ def cache(
 
     if prune:
         out.print(f"freed {prune_artifacts() / 2**20:.1f} MiB", markup=False, highlight=False)
-    out.print(f"{home()}", markup=False, highlight=False, soft_wrap=True)
+    say(str(home()))
     for name, count, size in contents():
         out.print(f"  {name:<22} {count:>6} files  {size / 2**20:>10.1f} MiB", markup=False, highlight=False)
 

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from . import record
+from .errors import CorruptFile
 from .history import Estimate, History, erm_name
 from .home import artifacts_home, runs_home
 from .machine import on_one_device
@@ -162,8 +164,9 @@ def _state(spec: RunSpec, history: History) -> State:
     if adopts(spec):
         return "adopted"
     path = record.record_path(runs_home(), spec)
-    if path.exists() and record.read(path).status == "failed":
-        return "failed"
+    with suppress(CorruptFile):  # without predictions it counts for nothing, and is made again
+        if path.exists() and record.read(path).status == "failed":
+            return "failed"
     return "stale" if history.stale(spec) else "new"
 
 

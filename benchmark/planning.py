@@ -190,7 +190,7 @@ def _specs(request: Request, cell: "_Cell", source: MethodEntry | None, policy: 
     """One run per seed."""
     backbone = request.backbone or cell.card.backbone
     weights, file = weights_identity(_initial(request, cell.card))
-    code, backbone_code = entries_fingerprint(cell.entry, source), _backbone_code(backbone)
+    code, of_backbone = entries_fingerprint(cell.entry, source), backbone_code(backbone)
     selects_by_source = source is not None and cell.requires.fit == "none"
     for seed in request.seeds:
         block = Block(
@@ -200,7 +200,7 @@ def _specs(request: Request, cell: "_Cell", source: MethodEntry | None, policy: 
             weights=weights,
             recipe=cell.recipe,
             seed=seed,
-            backbone_code=backbone_code,
+            backbone_code=of_backbone,
             weights_file=file,
         )
         yield RunSpec(
@@ -244,7 +244,7 @@ def code_now(method: str, source: str) -> str:
     return entries_fingerprint(METHODS[method], SOURCES[source] if source else None)
 
 
-def _backbone_code(name: str) -> str:
+def backbone_code(name: str) -> str:
     """Fingerprint of a backbone's code, empty for the engine's own, which belong to the engine's fingerprint."""
     module = BACKBONES[name.partition(":")[0]].build.__module__
     return "" if module == build_backbone.__module__ else code_fingerprint(sys.modules[module])

@@ -11,7 +11,7 @@ from . import determinism, guard, record, scoring
 from .artifacts import drop_work
 from .cost import Clock
 from .device import pick_device
-from .errors import DiskError, NonFiniteLoss, UserError, require
+from .errors import CorruptFile, DiskError, NonFiniteLoss, UserError, require
 from .fitting import Fitted, Logits, annotations_of, fit, predict
 from .home import lock, runs_home
 from .lab import Lab, Progress, Watch
@@ -37,7 +37,10 @@ def finished(spec: RunSpec, runs: Path | None = None) -> RunRecord | None:
 def _made(path: Path) -> RunRecord | None:
     if not path.exists() or not record.predictions_path(path).exists():
         return None
-    found = record.read(path)
+    try:
+        found = record.read(path)
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}. To have this run made again, delete that file") from error
     return found if found.status == "finished" else None
 
 

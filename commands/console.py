@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..benchmark.errors import one_line
 from ..benchmark.record import RunRecord
 from ..benchmark.spec import RunSpec
 
@@ -74,7 +75,7 @@ class RunReporter(_Reporter):
         self.done += 1
         self._bars.update(self._runs, completed=self.done)
         if record.status == "failed":
-            outcome = f"[red]failed[/red] {escape(' '.join(record.error.split()))}"
+            outcome = f"[red]failed[/red] {escape(one_line(' '.join(record.error.split()), 2000))}"
         elif record.is_candidate and record.selection:  # no test accuracy before the search has ended
             outcome = f"{escape(record.selection.criterion)} {100 * (record.selection.value or 0):.1f}"
         else:

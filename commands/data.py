@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..benchmark.errors import UserError
-from .terminal import err, interruptible, load_plugins, out, pair
+from .terminal import err, interruptible, load_plugins, pair, say
 
 if TYPE_CHECKING:
     from ..benchmark.store import Store
@@ -30,14 +30,14 @@ def show(
     if not images:
         if output or root or set_:
             raise UserError("--output, --root and --set go with --images")
-        out.print(listing.card(name), markup=False, highlight=False, soft_wrap=True)
+        say(listing.card(name))
         return
     from ..analysis.contact_sheet import contact_sheet
 
     store = _prepare(name, root, set_)
     path = output or Path(f"{store.card.name.translate(str.maketrans('/:[],', '-----')).strip('-')}.png")
     contact_sheet(store, path)
-    out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {path}")
 
 
 def _prepare(name: str, root: Path | None, settings: list[str], **options: bool) -> "Store":
@@ -74,7 +74,7 @@ def prepare(
 
     load_plugins(plugin)
     store = _prepare(dataset, root, set_, download=download, strict=strict)
-    out.print(listing.prepared(store), markup=False, highlight=False, soft_wrap=True)
+    say(listing.prepared(store))
 
 
 def embed(
@@ -95,9 +95,5 @@ def embed(
     load_plugins(plugin)
     with interruptible(), BuildReporter(err) as report:
         export(dataset, root, backbone, weights, output, _data_settings(set_), report)
-    out.print(
-        f"wrote {output}\nnext:\n  worstgroup run --dataset embeddings --root {quote(str(output))} --method erm,dfr",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    command = f"worstgroup run --dataset embeddings --root {quote(str(output))} --method erm,dfr"
+    say(f"wrote {output}\nnext:\n  {command}")

@@ -13,18 +13,19 @@ from ..benchmark import record
 from ..benchmark.budget import RUNGS, Budget, Requires
 from ..benchmark.errors import CorruptFile, UnknownName, printable
 from ..benchmark.home import runs_home
-from ..benchmark.planning import code_now, find_card
+from ..benchmark.planning import find_card
 from ..benchmark.pools import open_pool
 from ..benchmark.registry import BACKBONES, DATASETS, METHODS, SOURCES, MethodEntry
 from ..benchmark.search import ranges
 from ..benchmark.spec import PROTOCOL, PSEUDO, Card, RunSpec
+from ..benchmark.staleness import stale
 from ..benchmark.store import Store
 from ..benchmark.store import prepared as prepared_store
 from ..benchmark.suite import read_suite, suite_names
 from ..benchmark.tuning import Sweep, first_best, frozen
 
 
-def table(kind: str, *, stale: bool = False) -> rich.table.Table:
+def table(kind: str) -> rich.table.Table:
     """All entries of a kind."""
     if kind == "methods":
         rows = [(name, METHODS[name].requires.native, METHODS[name].summary) for name in METHODS]
@@ -56,9 +57,26 @@ def table(kind: str, *, stale: bool = False) -> rich.table.Table:
             ("budget", "selection", "what it grants"),
             [(r.name, r.criterion, r.summary + (" (optional)" if r.optional else "")) for r in RUNGS.values()],
         )
-    if kind == "suites":
-        return _table(("suite", "what it runs"), [(name, read_suite(name).summary) for name in suite_names()])
-    return _runs(stale)
+    return _table(("suite", "what it runs"), [(name, read_suite(name).summary) for name in suite_names()])
+
+
+def runs(*, only_stale: bool = False) -> tuple[rich.table.Table, list[str]]:
+    """All runs of the home, and what is wrong with the records that cannot be read."""
+    rows, problems = [], []
+    for path in record.find(runs_home()) if runs_home().is_dir() else ():
+        try:
+            run = record.read(path)
+        except CorruptFile as error:
+            problems.append(str(error))
+            continue
+        changed = bool(stale(run))
+        if changed or not only_stale:
+            state = run.status + (", stale" if changed else "")
+            rows.append(
+                (run.dataset, run.backbone, _drawn(run), run.budget, str(run.seed), state, run.created, run.run[:12])
+            )
+    headings = ("dataset", "backbone", "method", "budget", "seed", "state", "created", "run")
+    return _table(headings, rows), problems
 
 
 def draws_table(sweep: Sweep, records: Mapping[str, record.RunRecord]) -> rich.table.Table:
@@ -128,19 +146,6 @@ def _groups(card: Card) -> list[str]:
         if any(counts):
             lines.append(f"  {group:<{width}}  " + " / ".join(f"{n:,}" for n in counts))
     return lines
-
-
-def _runs(stale: bool) -> rich.table.Table:
-    rows = []
-    for path in record.find(runs_home()) if runs_home().is_dir() else ():
-        run = record.read(path)
-        changed = run.code != code_now(run.method, run.source)
-        if changed or not stale:
-            state = run.status + (", stale" if changed else "")
-            rows.append(
-                (run.dataset, run.backbone, _drawn(run), run.budget, str(run.seed), state, run.created, run.run[:12])
-            )
-    return _table(("dataset", "backbone", "method", "budget", "seed", "state", "created", "run"), rows)
 
 
 def _drawn(run: record.RunRecord) -> str:

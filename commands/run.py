@@ -11,7 +11,7 @@ import typer
 
 from ..benchmark import machine
 from ..benchmark.errors import UnknownName, UserError
-from .terminal import err, interruptible, load_plugins, out, pair, print_leaderboard, print_problems, print_tables
+from .terminal import err, interruptible, load_plugins, pair, print_leaderboard, print_problems, print_tables, say
 
 if TYPE_CHECKING:
     from ..benchmark.executors import Reporter
@@ -211,12 +211,7 @@ def tune(
     print_tables([draws_table(sweep, found)])
     winner = sweep.chosen(found)[0]
     again = f"worstgroup run --tuning {draws}" + (f" --seeds {seed},..." if seed else "")
-    out.print(
-        f"{sweep.label}: draw {winner.draw} is chosen; `{again}` with the same options takes it to every seed",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"{sweep.label}: draw {winner.draw} is chosen; `{again}` with the same options takes it to every seed")
 
 
 def _ranges(texts: list[str]) -> dict[str, str]:
@@ -299,15 +294,11 @@ class Means:
                 usual=workers["threads"],
                 plugins=self.plugins,
                 same_bits=self.deterministic,
-                say=lambda line: None if quiet else _say(line),
+                say=lambda line: None if quiet else say(line, err),
             )
         from ..benchmark.executors import run_plan
 
         return nullcontext(lambda plan, reporter: run_plan(plan, reporter, **workers, plugins=self.plugins))
-
-
-def _say(line: str) -> None:
-    err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _execute(plan: "Plan", quiet: bool, means: Means) -> "tuple[Plan, list[RunRecord]]":
@@ -360,7 +351,7 @@ def _print_plan(plan: "Plan", means: Means) -> None:
     specs += [run for sweep in plan.sweeps for run in sweep.runs]
     history = read_history(Device(device_name(), workers["threads"]), specs)
     for line in lines(plan, forecast.of_plan(plan, history, jobs, _gpus(), one_by_one=means.prune)):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _print_board(plan: "Plan", splits: bool) -> None:
@@ -375,4 +366,4 @@ def _print_board(plan: "Plan", splits: bool) -> None:
     print_leaderboard(tables, splits)
     for planned in plan.runs if not tables else ():
         if planned.absent:
-            out.print(f"n/a: {planned.label}: {planned.reason}", markup=False, highlight=False, soft_wrap=True)
+            say(f"n/a: {planned.label}: {planned.reason}")

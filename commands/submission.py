@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .terminal import err, interruptible, load_plugins, out
+from ..benchmark.errors import one_line
+from .terminal import err, interruptible, load_plugins, say
 
 
 def verify(
@@ -33,11 +34,11 @@ def verify(
     for level, meaning in LEVELS.items():
         count = sum(verdict.ok and verdict.level == level for verdict in verdicts)
         if count:
-            _say(f"{count} verified, level {level}: {meaning}")
+            say(f"{count} verified, level {level}: {meaning}")
     for note, count in sorted(Counter(note for verdict in verdicts for note in verdict.notes).items()):
-        _say(f"{count} {note}")
+        say(f"{count} {note}")
     bad = sum(not verdict.ok for verdict in verdicts) + len(stray)
-    _say(f"{len(verdicts)} records, {bad} with differences")
+    say(f"{len(verdicts)} records, {bad} with differences")
     if bad:
         raise typer.Exit(1)
 
@@ -75,13 +76,10 @@ def submit(
                 _warn(f"worstgroup check {label}: {check.name} FAILED: {' '.join(check.message.split())}")
         for line in submission.write(made, place, checks):
             _warn(line)
-    _say(f"wrote {len(made.own)} runs of {label} and {len(made.baseline)} of erm: {place.results or place.folder}")
-    _say(f"next: fill in what is open in {place.folder / submission.TEXT}, and make a pull request of it")
-
-
-def _say(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {len(made.own)} runs of {label} and {len(made.baseline)} of erm: {place.results or place.folder}")
+    say(f"next: fill in what is open in {place.folder / submission.TEXT}, and make a pull request of it")
 
 
 def _warn(text: str, style: str = "yellow") -> None:
-    err.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """One line, whatever the records and files that it names are called."""
+    say(one_line(text, 2000), err, style)

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from ..benchmark.errors import UserError, one_line
+from ..benchmark.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
     from ..leaderboard.table import Table
 
 out = Console(emoji=False, width=None if sys.stdout.isatty() else 1000)  # a pipe has no width: there nothing is wrapped
 err = Console(stderr=True, emoji=False)
+
+
+def say(text: str, console: Console = out, style: str | None = None) -> None:
+    """Print lines as they are: nothing in them is markup, or commands the terminal, whatever file they are from."""
+    for line in text.splitlines() or [""]:
+        console.print(printable(line), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def load_plugins(plugins: list[Path]) -> None:
@@ -64,4 +70,4 @@ def print_tables(tables: list[Any]) -> None:
 def print_problems(problems: list[str]) -> None:
     """What was left out of a table, on the other stream."""
     for problem in problems:
-        err.print(f"left out: {one_line(problem, 2000)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"left out: {one_line(problem, 2000)}", err, "red")

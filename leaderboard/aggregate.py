@@ -3,14 +3,14 @@
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..benchmark.budget import Budget
-from .entry import AGREEMENT, HELD, MEANS, Entry
+from .entry import AGREEMENT, HELD, MEANS, Entry, Line
 from .estimates import Cell, Estimates, estimate
 from .index import DAMAGED, Collected, Index, delete
 from .table import CostRatio, Resolution, Row, RunResult, Table
@@ -87,10 +87,12 @@ def _groups(entry: Entry) -> tuple[Any, ...]:
 def build(found: Collected, absent: "Iterable[Absent]" = ()) -> list[Table]:
     """Tables of all blocks, in a fixed order: a pure function of the records and their predictions.
 
+    Of several versions of a backbone's code the newest counts, and nothing on another stands beside it.
     Cells that a plan left out stand as rows in the tables of their dataset and backbone.
     """
     blocks, estimates = _by_block(found.entries), Estimates(found.index)
-    tables = [_table(blocks[key], estimates) for key in sorted(blocks)]
+    newest = (_newest(blocks[key], lambda entry: entry.backbone_code) for key in sorted(blocks))
+    tables = [_table(block, found.asked, estimates) for block in newest]
     missing = list(dict.fromkeys(absent))
     for table in tables:
         own = [cell for cell in missing if (cell.dataset, cell.backbone) == (table.dataset, table.backbone)]
@@ -104,31 +106,43 @@ def _absent(cell: "Absent", table: Table) -> Row:
     return Row(cell.method, cell.budget, "n/a", (), 0, metrics, reason=cell.reason)
 
 
-def _cells(block: list[Entry]) -> list[Cell]:
-    """Runs of one block by row; of several versions of a method's code the newest counts.
+def _newest(entries: list[Entry], version: Callable[[Entry], str]) -> list[Entry]:
+    """The entries of the version that was made last."""
+    last = version(max(entries, key=lambda entry: (entry.created, version(entry))))
+    return [entry for entry in entries if version(entry) == last]
 
-    Runs of different searches are different rows, whatever these chose.
+
+def _cells(block: list[Entry], asked: Mapping[str, str]) -> list[Cell]:
+    """Runs of one block by row; of several versions of a method's code, and of what a search chose, the newest counts.
+
+    `asked` tells by their hashes what runs were asked for.
     """
-    versions: dict[tuple[str, str, str], dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    rows: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
     for entry in block:
-        line = entry.line
-        config = json.dumps([line.settings, line.tuned, len(line.candidates)], sort_keys=True)
-        versions[line.label, line.budget, config][entry.code].append(entry)
-    newest = [
-        max(versions[key].values(), key=lambda runs: max((entry.created, entry.code) for entry in runs))
-        for key in sorted(versions)
-    ]
-    cells = []
-    for versed in newest:
-        searches: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
-        for entry in versed:
-            searches[entry.line.candidates].append(entry)
-        cells += [Cell(tuple(sorted(searches[key], key=lambda entry: entry.seed))) for key in sorted(searches)]
-    return cells
+        rows[_asked_for(entry.line, asked)].append(entry)
+    newest = (_newest(rows[key], _version) for key in sorted(rows))
+    return [Cell(tuple(sorted(entries, key=lambda entry: entry.seed))) for entries in newest]
 
 
-def _table(block: list[Entry], estimates: Estimates) -> Table:
-    cells = _cells(block)
+def _asked_for(line: Line, asked: Mapping[str, str]) -> tuple[str, str, str]:
+    """What makes a row, whatever the code: label, budget, and the settings, or of a search what each of its draws is.
+
+    So a search stays the same when the method is edited, which changes the hashes of all its candidates, or when
+    another draw wins since one was tried again; with another number of draws or other ranges it is another one. A
+    candidate whose record is not there is known by its hash alone.
+    """
+    draws = [asked.get(run, run) for run in line.candidates]
+    return line.label, line.budget, json.dumps(draws or [line.settings, line.tuned], sort_keys=True)
+
+
+def _version(entry: Entry) -> str:
+    """What the runs of a row share, and what they may have had otherwise before."""
+    line = entry.line
+    return json.dumps([entry.code, line.candidates, line.draw, line.settings, line.tuned], sort_keys=True)
+
+
+def _table(block: list[Entry], asked: Mapping[str, str], estimates: Estimates) -> Table:
+    cells = _cells(block, asked)
     first, line = block[0], block[0].line
     baseline = _baseline(cells)
     rows = [_row(cell, label, baseline, estimates) for cell, label in zip(cells, _distinct(cells), strict=True)]

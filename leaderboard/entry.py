@@ -128,8 +128,11 @@ class Entry:
     """Of the record's file; what is derived from it is kept under this name."""
     line: Line
     run: str
+    asked: str
+    """What was asked for, whatever the code: the run's hash without the fingerprints of that."""
     created: str
     code: str
+    backbone_code: str
     seed: int
     metrics: Values
     held: Values
@@ -166,6 +169,28 @@ class Entry:
 def _shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dictionary whose words are kept once."""
     return {sys.intern(key): sys.intern(value) if isinstance(value, str) else value for key, value in pairs}
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A run that stands in no table, since it failed or is one of a search's draws: it tells what a search tried."""
+
+    run: str
+    asked: str
+
+    @classmethod
+    def of(cls, record: RunRecord) -> "Draw":
+        """The draw of a record."""
+        return cls(record.identity_hash(), _asked(record))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Draw":
+        """The draw that `to_json` wrote."""
+        return cls(**json.loads(text))
+
+    def to_json(self) -> str:
+        """Both fields."""
+        return json.dumps({"run": self.run, "asked": self.asked})
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,13 +231,11 @@ class Read:
     layout: Layout | None = None
 
 
-def read(path: Path) -> Read | None:
-    """The entry of a record file, None for a failed run and for a search's draw; raises `CorruptFile` for a record
-    whose numbers do not follow from each other.
-    """
+def read(path: Path) -> Read | Draw:
+    """What is in a record file; raises `CorruptFile` for a record whose numbers do not follow from each other."""
     record = records.read(path)
     if record.status != "finished" or record.is_candidate:
-        return None
+        return Draw.of(record)
     if record.identity_hash() != record.run:
         raise CorruptFile(f"{path}: run: the identity fields give {record.identity_hash()[:12]}, not {record.run[:12]}")
     try:
@@ -284,8 +307,10 @@ def _entry(path: Path, record: RunRecord) -> Entry:
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),
         line=Line.of(record),
         run=record.run,
+        asked=_asked(record),
         created=record.created,
         code=record.code,
+        backbone_code=record.backbone_code,
         seed=record.seed,
         metrics=record.metrics,
         held={name: getattr(record, part).get("wga") for name, part in HELD.items()},
@@ -301,3 +326,9 @@ def _entry(path: Path, record: RunRecord) -> Entry:
         search_s=record.tuning.cost.device_s if record.tuning else None,
         step=chosen.step if chosen else None,
     )
+
+
+def _asked(record: RunRecord) -> str:
+    spec = record.spec()
+    block = dataclasses.replace(spec.block, backbone_code="")
+    return dataclasses.replace(spec, block=block, code="").hash

@@ -28,7 +28,7 @@ from ..benchmark.errors import CorruptFile
 from ..benchmark.home import index_files
 from ..benchmark.machine import cores
 from . import entry as entries
-from .entry import Entry, Layout, Line, Read
+from .entry import Draw, Entry, Layout, Line, Read
 
 _TABLES = """
 CREATE TABLE lines (name TEXT PRIMARY KEY, line TEXT, checksum INTEGER);
@@ -51,6 +51,8 @@ class Collected:
     entries: list[Entry]
     index: "Index"
     problems: list[str] = field(default_factory=list)
+    asked: dict[str, str] = field(default_factory=dict)
+    """What was asked for in every run that was read, draws of searches too, by the run's hash (`Entry.asked`)."""
 
 
 class Index:
@@ -89,8 +91,9 @@ class Index:
         self._base.commit()
         if len(found) < len(stamps):
             found = dict(self._known(stamps))
-        entries = (found.get(path) for path in stamps)
-        return Collected([entry for entry in entries if entry], self, problems)
+        sound = [found[path] for path in stamps if path in found]
+        asked = {one.run: one.asked for one in sound}
+        return Collected([one for one in sound if isinstance(one, Entry)], self, problems, asked)
 
     def history(self, entry: Entry) -> list[list[int]]:
         """Validation images that a run got right, by epoch and group."""
@@ -117,8 +120,8 @@ class Index:
                 self._put("kept", name, text)
         return json.loads(text)
 
-    def _known(self, stamps: dict[str, str]) -> Iterator[tuple[str, Entry | None]]:
-        """Files that are as they were when they were read, and their entries; None for what no table shows."""
+    def _known(self, stamps: dict[str, str]) -> Iterator[tuple[str, Entry | Draw]]:
+        """Files that are as they were when they were read, and what was in them."""
         self._base.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (path BLOB PRIMARY KEY, stamp TEXT)")
         self._base.execute("DELETE FROM wanted")
         wanted = ((os.fsencode(path), stamp) for path, stamp in stamps.items())  # a name need not be valid UTF-8
@@ -128,7 +131,7 @@ class Index:
         for found in self._base.execute(query):
             place, _, line, facts = _checked(found)
             path = os.fsdecode(place)
-            yield path, Entry.from_json(path, self._line(line), facts) if line else None
+            yield path, Entry.from_json(path, self._line(line), facts) if line else Draw.from_json(facts)
 
     def _line(self, name: str) -> Line:
         if name not in self._lines:
@@ -149,12 +152,14 @@ class Index:
 class _Rows:
     """What a record has to say, ready to be written: made where it is read, which may be another process."""
 
-    line: str = ""
-    facts: str = ""
+    line: str
+    facts: str
     others: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     @classmethod
-    def of(cls, read: Read) -> "_Rows":
+    def of(cls, read: Read | Draw) -> "_Rows":
+        if isinstance(read, Draw):
+            return cls("", read.to_json())
         entry, line = read.entry, read.entry.line.to_json()
         name = hashlib.sha256(line.encode()).hexdigest()
         others: list[tuple[str, tuple[Any, ...]]] = [
@@ -262,7 +267,6 @@ def _read_all(paths: list[str]) -> Iterator[tuple[str, _Rows | str]]:
 
 def _read(path: str) -> _Rows | str:
     try:
-        read = entries.read(Path(path))
+        return _Rows.of(entries.read(Path(path)))
     except CorruptFile as error:
         return str(error)
-    return _Rows.of(read) if read else _Rows()

@@ -12,10 +12,11 @@ from typing import Any
 from ..benchmark import record as records
 from ..benchmark.errors import CorruptFile, UserError, require
 from ..benchmark.home import write_folder
-from ..benchmark.planning import DEFAULT_SEEDS, code_now
+from ..benchmark.planning import DEFAULT_SEEDS
 from ..benchmark.record import ENVIRONMENT, RunRecord
 from ..benchmark.registry import METHODS, SOURCES, MethodEntry
 from ..benchmark.spec import MethodName, method_label
+from ..benchmark.staleness import stale
 from .published import candidates, publish
 from .submission_text import Check, text
 from .verify import verify, verify_all
@@ -103,8 +104,8 @@ def gather(label: str, runs: Path, options: str = "") -> Submission:
         for path, record in found
         if record.label == BASELINE != label and record.status == "finished" and _block(record) in blocks
     ]
-    baseline, stale = _current([(path, record) for path, record in erm if not record.is_candidate])
-    warnings += stale
+    baseline, others = _current([(path, record) for path, record in erm if not record.is_candidate])
+    warnings += others
     _verify([*own, *baseline])
     warnings += missing_seeds([record for _, record in own])
     if label != BASELINE:
@@ -136,20 +137,26 @@ def _command(label: str, options: str) -> str:
 
 
 def _current(runs: Runs) -> tuple[Runs, list[str]]:
-    """Runs of the code as it is now, and a line for each that is of another."""
+    """Runs of the code as it is now, of searches those of the draw that was chosen last, and a line for each other."""
+    in_order = sorted((record for _, record in runs), key=lambda record: record.created)
+    chosen = {tuple(record.candidates): record.draw for record in in_order}
     kept: Runs = []
-    stale = []
+    left_out = []
     for path, record in runs:
-        if record.code == code_now(record.method, record.source):
-            kept.append((path, record))
+        if reason := stale(record):
+            left_out.append(f"{path.name}: stale, {reason}; left out")
+        elif record.candidates and record.draw != (last := chosen[tuple(record.candidates)]):
+            left_out.append(f"{path.name}: superseded, its search has chosen draw {last} since; left out")
         else:
-            stale.append(f"{path.name}: stale, the code of {record.label} has changed since; left out")
-    return kept, stale
+            kept.append((path, record))
+    return kept, left_out
 
 
 def _block(record: RunRecord) -> tuple[str, ...]:
+    """What runs must share to be compared."""
     recipe = json.dumps(record.recipe, sort_keys=True)
-    return record.protocol, record.dataset, record.fingerprint, record.backbone, record.weights, recipe
+    backbone = record.backbone, record.weights, record.backbone_code
+    return record.protocol, record.dataset, record.fingerprint, *backbone, recipe
 
 
 def _verify(runs: Runs) -> None:

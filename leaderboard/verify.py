@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from ..benchmark import metrics
 from ..benchmark import record as records
 from ..benchmark.agreement import agreement
 from ..benchmark.annotations import Attributes, Held
-from ..benchmark.errors import CorruptFile, UserError
+from ..benchmark.errors import CorruptFile, UserError, one_line
 from ..benchmark.predictions import Arrays, labels_hash
 from ..benchmark.record import RunRecord
 from ..benchmark.spec import PAPER, PROTOCOL, SplitName
 from .verify_dataset import TOTALS, Look, check, look_up, looking_once
-from .verify_selection import ledger, selection, tuning
+from .verify_selection import ledger, selection, superseded, tuning
 
 LEVELS = {
     "failed": "a failed run: nothing to recompute",
@@ -27,6 +27,8 @@ LEVELS = {
     "predictions": "group counts recomputed from predictions and labels, metrics from the counts",
 }
 
+LONGEST = 2000
+"""Characters of a sentence on a record."""
 PLACE = re.compile(r"(?P<cell>.+)-s(?P<seed>\d+)-(?P<run>[0-9a-f]{12})")
 """Name of a record's file: method and budget, seed, beginning of the run's hash."""
 
@@ -54,21 +56,28 @@ def verify(path: Path, look: Look = look_up) -> Verdict:
     try:
         record = records.read(path)
         if record.status == "failed":
-            return Verdict(path, "failed", tuple(_identity(record, path)), tuple(_notes(record)))
+            return _verdict(path, "failed", _identity(record, path), _notes(record))
         arrays = {} if _kept(record) == "nothing" else records.read_predictions(path, record)
         problems, of_dataset = [*_groups(record), *_arrays(record, arrays), *_stray(record, path)], ""
+        old = superseded(record, path)
         if not problems:
             problems += [*_predictions(record, arrays), *_labels(record, arrays)]
             problems += [*_metrics(record), *_agreement(record, arrays)]
-            problems += [*selection(record, arrays), *ledger(record), *tuning(record, path)]
+            problems += [*selection(record, arrays), *ledger(record), *tuning(record, path, old)]
             differing, of_dataset = check(record, arrays, look(record.dataset))
             problems += differing
         problems += _identity(record, path)
     except (CorruptFile, UserError) as error:
-        return Verdict(path, "none", (str(error),))
+        return _verdict(path, "none", (str(error),))
     except (ArithmeticError, KeyError, ValueError, IndexError, TypeError) as error:
-        return Verdict(path, "none", (f"{path.name}: inconsistent: {type(error).__name__}: {error}",))
-    return Verdict(path, _level(record), tuple(dict.fromkeys(problems)), tuple(_notes(record, of_dataset)))
+        return _verdict(path, "none", (f"{path.name}: inconsistent: {type(error).__name__}: {error}",))
+    return _verdict(path, _level(record), problems, _notes(record, of_dataset, old))
+
+
+def _verdict(path: Path, level: str, problems: Iterable[str], notes: Iterable[str] = ()) -> Verdict:
+    """A verdict each of whose sentences, which quote the record, is one line that a terminal only shows."""
+    shown = dict.fromkeys(one_line(problem, LONGEST) for problem in problems)
+    return Verdict(path, level, tuple(shown), tuple(one_line(note, LONGEST) for note in notes))
 
 
 def _level(record: RunRecord) -> str:
@@ -77,8 +86,10 @@ def _level(record: RunRecord) -> str:
     return {"nothing": "counts", "answers": "answers"}.get(_kept(record), whole)
 
 
-def _notes(record: RunRecord, of_dataset: str = "") -> Iterator[str]:
+def _notes(record: RunRecord, of_dataset: str = "", old: bool = False) -> Iterator[str]:
     """What is no difference."""
+    if old:
+        yield "superseded: a draw of the search was made again since and another one chosen, which tables show"
     if record.protocol not in (PROTOCOL, PAPER):
         yield f"of protocol {record.protocol}, today's is {PROTOCOL}: they stand in tables of their own"
     if of_dataset:

@@ -1,7 +1,8 @@
 """What a record says it spent and chose: its ledger, its selected epoch and its search, checked against each other."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from ..benchmark import metrics
 from ..benchmark import record as records
 from ..benchmark.annotations import Attributes, Indices, grant_by_class, granted, halves, most_labels
 from ..benchmark.budget import Budget
+from ..benchmark.errors import CorruptFile
 from ..benchmark.predictions import Arrays
 from ..benchmark.record import EpochRow, RunRecord
 from ..benchmark.search import RECIPE
@@ -159,8 +161,34 @@ def _selected_by(record: RunRecord, y: Indices, budget: Budget) -> Indices:
     return halves(rows, y[rows], np.random.default_rng(derive_seed(*stream, "halves")))[1]
 
 
-def tuning(record: RunRecord, path: Path) -> Iterator[str]:
-    """The settings are those of the draw with the best selection value, as the candidates' own records say."""
+def superseded(record: RunRecord, path: Path) -> bool:
+    """Whether a candidate of its search was made again since and another draw chosen: a newer run beside it, which the
+    candidates agree with, says so.
+    """
+    places = [records.find_run(path, run) for run in record.candidates]
+    scores = [score_of(records.read(place)) for place in places if place is not None]
+    if not record.tuning or len(scores) < len(places) or scores in (record.tuning.scores, []):
+        return False
+    others = path.parent.glob(f"{records.slug(record.label)}-{records.slug(record.budget)}-s*.json")
+    return any(
+        (one.candidates, one.tuning.scores if one.tuning else [], one.draw, one.run)
+        == (record.candidates, scores, best_draw(scores), one.identity_hash())
+        and one.draw != record.draw
+        and one.created > record.created
+        for one in _readable(others)
+    )
+
+
+def _readable(paths: Iterable[Path]) -> Iterator[RunRecord]:
+    for path in paths:
+        with suppress(CorruptFile):
+            yield records.read(path)
+
+
+def tuning(record: RunRecord, path: Path, old: bool = False) -> Iterator[str]:
+    """The settings are those of the draw with the best selection value, as the candidates' own records say; of an `old`
+    run, which is `superseded`, these say otherwise by now.
+    """
     if (record.tuned and not record.draw) or not record.tuned.keys() <= RECIPE.keys():
         yield f"tuned: {record.tuned}, draw {record.draw} of a search can have none of it"
     if not record.tuning:
@@ -176,7 +204,7 @@ def tuning(record: RunRecord, path: Path) -> Iterator[str]:
             continue
         candidate = records.read(place)
         made.append(candidate)
-        said = score_of(candidate)
+        said = scores[draw] if old else score_of(candidate)
         if (candidate.identity_hash(), candidate.draw, said) != (run, draw, scores[draw]):
             yield f"tuning.scores.{draw}: the record says {scores[draw]}, its candidate draw {candidate.draw}: {said}"
         for field in (*SEARCHED, *(SETTINGS if draw == record.draw else ())):
@@ -184,7 +212,7 @@ def tuning(record: RunRecord, path: Path) -> Iterator[str]:
                 yield f"{field}: the record says {getattr(record, field)}, draw {draw}: {getattr(candidate, field)}"
     if len({candidate.seed for candidate in made}) > 1:
         yield f"candidates: of several seeds, {sorted({candidate.seed for candidate in made})}"
-    if len(made) == len(scores):
+    if len(made) == len(scores) and not old:
         spent, said_spent = cost_of(made).model_dump(), record.tuning.cost.model_dump()
         for name in spent:
             if not math.isclose(spent[name], said_spent[name], rel_tol=1e-9):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import Call, Result, edit, prediction_files, put
+from rich.console import Console
 from worstgroup import cli
 from worstgroup.benchmark.budget import RUNGS
 from worstgroup.benchmark.home import TEMPORARY
@@ -74,6 +75,14 @@ def test_ls_stale_shows_runs_of_other_code(call: Call, runs: Path, pick: Callabl
     assert "stale" in call("ls", "runs").out
 
 
+def test_runs_on_an_edited_backbone_are_stale(call: Call, runs: Path, pick: Callable[[str], Path]) -> None:
+    edit(pick("dfr"), put("backbone_code", "0" * 16))
+    edit(pick("erm"), put("backbone", "homemade"))
+    shown = call("ls", "runs", "--stale").out
+    expected = {read(pick(name)).run[:12] for name in ("dfr", "erm")}
+    assert set(re.findall(r"\b[0-9a-f]{12}\b", shown)) == expected
+
+
 SHOWN = {
     "tiny": ["classes: low, high", "low/off/off", "30 / 12 / 6", "default backbone: tiny_cnn"],
     "digits2:balval": ["dataset digits2:balval", "citation: "],
@@ -98,6 +107,15 @@ def test_show_prints_a_card(call: Call, name: str) -> None:
 @pytest.mark.parametrize("name", [*METHODS, *BACKBONES, *RUNGS])
 def test_show_knows_what_ls_lists(call: Call, name: str) -> None:
     assert call("show", name).code == 0
+
+
+def test_show_of_a_foreign_suite_does_not_command_the_terminal(call: Call, tmp_path: Path) -> None:
+    suite = tmp_path / "suite.toml"
+    suite.write_text('summary = "mine\\u001b[2J"\n[[blocks]]\ndataset = "tiny\\u001b[2J"\nmethods = ["erm"]\n')
+    done = call("show", suite)
+    assert done.code == 0
+    assert "mine [2J" in done.out
+    assert all(line.isprintable() for line in done.out.splitlines())
 
 
 def test_show_knows_every_variant(call: Call) -> None:
@@ -465,6 +483,17 @@ def test_missing_data_says_what_to_put_where(call: Call, tmp_path: Path, monkeyp
     assert_refused(gone, f"--root {tmp_path / 'gone'} is not a folder")
 
 
+def test_the_error_of_a_run_does_not_command_the_terminal(pick: Callable[[str], Path]) -> None:
+    path, shown = pick("erm"), Console(file=io.StringIO(), width=200)
+    edit(path, lambda content: content.update(status="failed", error="no luck\x1b[2J\nat all"))
+    reporter = RunReporter(shown)
+    reporter.begin(1, 0)
+    reporter.end(read(path).spec(), read(path), 1.0)
+    line = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "no luck [2J at all" in line
+    assert line.rstrip("\n").isprintable()
+
+
 def test_a_diverging_run_fails_alone(call: Call, home: Path, tmp_path: Path) -> None:
     suite = tmp_path / "own.toml"
     block = '[[blocks]]\ndataset = "tiny"\nmethods = ["erm", "groupdro"]\n'
@@ -506,12 +535,51 @@ def test_a_board_leaves_a_record_of_another_schema_out_and_names_it(
     assert "groupdro" in done.out
 
 
-@pytest.mark.parametrize("command", [("ls", "runs"), RUN])
-def test_a_record_of_another_schema_is_named(
-    call: Call, runs: Path, pick: Callable[[str], Path], command: tuple[str, ...]
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "of another schema": (lambda path: edit(path, put("schema_version", 9)), "schema_version: "),
+    "damaged": (lambda path: path.write_text("{"), "Invalid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_ls_runs_leaves_a_bad_record_out_and_names_it(
+    call: Call, runs: Path, pick: Callable[[str], Path], case: str
 ) -> None:
-    edit(pick("dfr"), put("schema_version", 9))
-    assert_refused(call(*command), str(pick("dfr")), "schema_version")
+    spoil, says = SPOILT[case]
+    others = {read(path).run[:12] for path in find(runs) if path != pick("dfr")}
+    spoil(pick("dfr"))
+    done = call("ls", "runs")
+    assert done.code == 0
+    assert done.err.startswith(f"left out: {pick('dfr')}: {says}")
+    assert done.err.count("\n") == 1
+    assert others == set(re.findall(r"\b[0-9a-f]{12}\b", done.out))
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_run_whose_record_is_bad_says_how_to_make_it_again(
+    call: Call, runs: Path, pick: Callable[[str], Path], case: str
+) -> None:
+    path = pick("dfr")
+    before = read(path).run
+    spoil, says = SPOILT[case]
+    spoil(path)
+    for command in (RUN, (*RUN, "--dry-run")):
+        assert_refused(call(*command), f"{path}: {says}", "To have this run made again, delete that file")
+    path.unlink()
+    assert call(*RUN, "--jobs", "1", "--quiet").code == 0
+    assert read(path).run == before
+
+
+def test_a_damaged_record_of_a_failed_run_is_in_nobodys_way(
+    call: Call, runs: Path, pick: Callable[[str], Path]
+) -> None:
+    path = pick("dfr")
+    predictions_path(path).unlink()
+    path.write_text("{")
+    planned = call(*RUN, "--dry-run")
+    assert (planned.code, planned.err) == (0, "")
+    assert call(*RUN, "--jobs", "1", "--quiet").code == 0
+    assert read(path).status == "finished"
 
 
 # ------------------------------------------------------------------------------------------------------------- disks

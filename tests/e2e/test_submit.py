@@ -151,6 +151,36 @@ def test_what_is_stale_or_failed_or_alone_is_named(call: Call, runs: Path, pick:
     assert names(Path("submission-groupdro/results")) == made("groupdro", seeds="1")
 
 
+@pytest.mark.usefixtures("here", "unchecked")
+def test_what_foreign_records_say_is_shown_on_one_line(call: Call, runs: Path, pick: Pick) -> None:
+    foreign = runs.rename(runs.with_name("foreign"))
+    (path,) = foreign.rglob("groupdro-*-s1-*.json")
+    edit(path, lambda content: content.update(status="failed", error="no luck\x1b[2J\x1b]0;pwned\x07\nall well"))
+    done = call("submit", "groupdro", "--path", foreign)
+    assert done.code == 0
+    assert f"{path.name}: failed, left out: no luck [2J ]0;pwned  all well" in done.err
+    assert all(line.isprintable() for line in done.err.splitlines())
+
+
+@pytest.mark.usefixtures("here", "unchecked")
+def test_runs_on_a_backbone_that_has_changed_are_named(call: Call, runs: Path, pick: Pick) -> None:
+    for path, field, value in (
+        (pick("groupdro"), "backbone_code", "0" * 16),
+        (pick("erm"), "backbone_code", "0" * 16),
+        (next(runs.rglob("groupdro-*-s1-*.json")), "backbone", "homemade"),
+    ):
+        edit(path, put(field, value))
+        edit(path, put("run", read(path).identity_hash()))
+    done = call("submit", "groupdro")
+    assert done.code == 2
+    assert f"{pick('groupdro').name}: stale, the code of backbone tiny_cnn has changed since; left out" in done.err
+    assert "stale, backbone homemade is not known here; name its file with --plugin; left out" in done.err
+    done = call("submit", "erm")
+    assert done.code == 0
+    assert f"{pick('erm').name}: stale, the code of backbone tiny_cnn has changed since; left out" in done.err
+    assert names(Path("submission-erm/results")) == made("erm", seeds="1")
+
+
 # --------------------------------------------------------------------------------------------------------- refusals
 
 

@@ -23,7 +23,7 @@ from worstgroup.benchmark.errors import CorruptFile
 from worstgroup.benchmark.predictions import Arrays
 from worstgroup.benchmark.record import predictions_path
 from worstgroup.leaderboard import entry as entries
-from worstgroup.leaderboard.entry import Read
+from worstgroup.leaderboard.entry import Draw, Read
 from worstgroup.leaderboard.verify import verify
 
 FREE: dict[str, set[str]] = {
@@ -73,7 +73,7 @@ class Sample:
         self.path.write_bytes(self.text if text is None else text)
         predictions_path(self.path).write_bytes(self.packed if packed is None else packed)
 
-    def attempt(self) -> Read | str | None:
+    def attempt(self) -> Read | Draw | str:
         """What is read, or the sentence by which it is refused; a warning of NumPy's would be a stray line."""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -91,7 +91,7 @@ class Sample:
             assert len(found) < 2000
             return False
         record = records.read(self.path)
-        if found is None:  # in no table
+        if isinstance(found, Draw):  # in no table
             assert record.status == "failed" or record.is_candidate
             return True
         changed = different(dict(self.record), dict(record))
@@ -101,9 +101,9 @@ class Sample:
         return True
 
 
-def shown_otherwise(before: Read | None, after: Read) -> set[str]:
+def shown_otherwise(before: Read | Draw, after: Read) -> set[str]:
     """Names of what differs between two entries."""
-    assert before is not None
+    assert isinstance(before, Read)
     facts, line = different(vars_of(before.entry), vars_of(after.entry)), set()
     if "line" in facts:
         line = {f"line.{name}" for name in different(vars_of(before.entry.line), vars_of(after.entry.line))}

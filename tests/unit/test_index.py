@@ -43,7 +43,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = entries.read
 
-    def read(path: Path) -> entries.Read | None:
+    def read(path: Path) -> entries.Read | entries.Draw:
         names.append(path.name)
         return real(path)
 

@@ -288,6 +288,29 @@ def test_only_the_newest_code_counts(runs: Path) -> None:
     assert row(runs, "groupdro").metrics["wga"].mean > 0  # type: ignore[union-attr]
 
 
+def edited_backbone(runs: Path, *again: str) -> None:
+    """Rewrite all records as of a backbone of a plugin, and of `again` some made later, after that was edited."""
+    for path in find(runs):
+        edit(path, put("backbone_code", "1" * 16))
+        edit(path, put("created", "2026-01-01T00:00:00+00:00"))
+    for path in [path for method in again for path in every(runs, method)]:
+        twin(path, f"new-{path.stem}", backbone_code="2" * 16, created="2026-01-02T00:00:00+00:00")
+
+
+def test_only_the_newest_code_of_a_backbone_counts(runs: Path) -> None:
+    edited_backbone(runs, "erm", "groupdro")
+    (table,) = tables(runs)
+    assert {row.method: row.seeds for row in table.rows} == {"erm": (0, 1), "groupdro": (0, 1)}
+    codes = {read(path).run: read(path).backbone_code for path in find(runs)}
+    assert {codes[one.run] for row in table.rows for one in row.runs} == {"2" * 16}
+
+
+def test_nothing_is_compared_with_erm_on_other_code_of_the_backbone(runs: Path) -> None:
+    edited_backbone(runs, "groupdro")
+    (table,) = tables(runs)
+    assert [(row.method, row.versus_erm, row.cost) for row in table.rows] == [("groupdro", {}, None)]
+
+
 def test_two_settings_of_one_method_are_told_apart(runs: Path) -> None:
     for i, path in enumerate(every(runs, "groupdro")):
         twin(path, f"large-{i}", config__step_size=0.5)

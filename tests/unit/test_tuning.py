@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import Call, edit, put
+from worstgroup.benchmark import planning
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.executors import run_plan, shard
 from worstgroup.benchmark.planning import Plan, Request, plan
@@ -201,6 +202,103 @@ def test_searches_that_choose_the_same_are_two_rows() -> None:
     (table,) = aggregate.build(found)
     rows = [(row.method, row.seeds) for row in table.rows if row.searched]
     assert sorted(rows) == [(f"erm (draw 0 of 2, search {number})", SEEDS) for number in (1, 2)]
+
+
+def age(records: list[RunRecord]) -> list[Path]:
+    """Rewrite records as made long ago; returns their places."""
+    paths = [path for path in find(runs_home()) if read(path).run in {one.run for one in records}]
+    for path in paths:
+        edit(path, put("created", "2000-01-01T00:00:00+00:00"))
+    return paths
+
+
+def searched_rows() -> list[tuple[str, tuple[int, ...]]]:
+    """Rows of searches and their seeds; they are the same with an index of the records, new or known."""
+    (table,) = aggregate.build(aggregate.collect(find(runs_home())))
+    for _ in range(2):
+        made, problems = aggregate.board(find(runs_home()))
+        assert (render.to_json(made), problems) == (render.to_json([table]), [])
+    return sorted((row.method, row.seeds) for row in table.rows if row.searched)
+
+
+def retried(made: Plan) -> tuple[list[Path], list[RunRecord]]:
+    """A search in which the best draw first fails: where the runs lie that followed, and those that follow later."""
+    candidates = run(replace(made, runs=made.searched()))
+    best = first_best([one.selection.score if one.selection else None for one in candidates])
+    assert best is not None
+    place = record_path(runs_home(), made.sweeps[0].candidates[best])
+    content = place.read_bytes()
+    edit(place, lambda told: told.update(status="failed", selection=None))
+    early = run(made.decided({one.run: read(place) if one.draw == best else one for one in candidates}))
+    place.write_bytes(content)
+    late = run(made.decided({one.run: one for one in candidates}))
+    assert {one.draw for one in late} == {best} != {one.draw for one in early}
+    return age(early), late
+
+
+def test_a_table_shows_what_a_search_chose_last() -> None:
+    """A candidate that failed is tried again by the next `run`, and may then win."""
+    _, late = retried(searched(draws=2))
+    assert searched_rows() == [(f"groupdro (draw {late[0].draw} of 2)", SEEDS)]
+
+
+def test_a_run_that_its_search_has_passed_over_since_is_called_so(call: Call) -> None:
+    early, late = retried(searched(draws=2))
+    verdicts = [verify(path) for path in early]
+    assert [(one.ok, one.level) for one in verdicts] == [(True, "predictions")] * 2
+    assert all(any(note.startswith("superseded: ") for note in one.notes) for one in verdicts)
+    done = call("verify")
+    assert (done.code, done.err) == (0, "")
+    assert "\n2 superseded: " in done.out
+    for path in find(runs_home()):
+        if read(path).run in {one.run for one in late}:
+            assert not any("superseded" in note for note in verify(path).notes)
+
+
+def test_a_falsified_search_does_not_pass_for_a_superseded_one() -> None:
+    """Only a newer run that the candidates agree with supersedes another."""
+    early, late = retried(searched(draws=2))
+    places = [path for path in find(runs_home()) if read(path).run in {one.run for one in late}]
+    honest = {path: path.read_bytes() for path in places}
+    changes = {
+        "created": "2000-01-01T00:00:00+00:00",
+        "candidates": ["0" * 64, "1" * 64],
+        "tuning.scores.0": [0.0, 0.0],
+        "draw": read(early[0]).draw,
+        "seed": 7,
+    }
+    assert verify(early[0]).ok
+    for field, value in changes.items():
+        for path in places:
+            path.write_bytes(honest[path])
+            edit(path, put(field, value))
+        assert any(problem.startswith("tuning.scores.") for problem in verify(early[0]).problems), field
+    assert not any(note.startswith("superseded") for note in verify(early[0]).notes)
+
+
+def test_a_search_made_again_after_an_edit_stands_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hashes of its candidates are others then, and it may choose another draw."""
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "entries_fingerprint", lambda *_: "0" * 16)
+        made = searched(draws=2)
+    candidates, finals, _ = decided(searched(draws=2))
+    early = run(replace(made, runs=made.searched()))
+    early = run(made.decided({one.run: one for one in early if one.draw != finals[0].draw}))
+    assert early[0].draw != finals[0].draw
+    age(early)
+    assert searched_rows() == [(f"groupdro (draw {finals[0].draw} of 2)", SEEDS)]
+    assert {one.code for one in early} == {"0" * 16} != {one.code for one in candidates}
+
+
+@pytest.mark.parametrize("change", [{"draws": 3}, {"ranges": {"recipe.lr": "{1e-12}"}}])
+def test_an_edit_hides_no_other_search(monkeypatch: pytest.MonkeyPatch, change: dict[str, object]) -> None:
+    narrow = {"draws": 2, "ranges": {"recipe.lr": "{2e-12}"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "entries_fingerprint", lambda *_: "0" * 16)
+        _, early, _ = decided(searched("erm", **(narrow | change)))  # type: ignore[arg-type]
+    age(early)
+    decided(searched("erm", **narrow))  # type: ignore[arg-type]
+    assert [seeds for _, seeds in searched_rows()] == [SEEDS] * 2
 
 
 def test_selection_rules_of_papers_are_rows_of_their_own() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import edit, places, put, repack, without_train
+from helpers import Call, edit, places, put, repack, without_train
 from worstgroup.benchmark.planning import Request, plan
 from worstgroup.benchmark.predictions import Arrays
 from worstgroup.benchmark.record import find, predictions_path, read
@@ -188,6 +188,27 @@ def test_every_number_of_a_part_counts(pick: Pick, part: str) -> None:
             passed.append(place)
     # what nothing in the record can contradict: labels that no budget bounds, or that the budget would have granted
     assert set(passed) <= {"labels.n_env", "labels.n_y_extra", "labels.n_rendered", "labels.n_val_a_fit"}
+
+
+def test_what_a_foreign_record_says_is_shown_on_one_line(pick: Pick, call: Call) -> None:
+    """Names of metrics and arrays, texts and the file's own name come from whoever wrote them."""
+    path = pick("groupdro")
+    edit(path, put("metrics", json.loads(path.read_text())["metrics"] | {"\x1b]0;pwned\x07\nall well": 1.0}))
+    edit(path, put("weights", "\x1b[2J"))
+    repack(pick("dfr"), lambda arrays: arrays.update({"\x1b[2J_source": arrays["val_y"]}))
+    problems = [problem for name in ("groupdro", "dfr") for problem in verify(pick(name)).problems]
+    assert any("pwned" in problem for problem in problems)
+    assert any("_source" in problem or "splits" in problem for problem in problems), problems
+    assert all(problem.isprintable() for problem in problems)
+    odd = path.with_name("\x1b[2J\n9 records, 0 with differences.json")
+    path.rename(odd)
+    predictions_path(path).rename(predictions_path(odd))
+    predictions_path(pick("erm")).rename(path.with_name("\x1b[2J.npz"))
+    done = call("verify")
+    assert done.code == 1
+    assert "pwned" in done.err
+    assert all(line.isprintable() for line in [*done.err.splitlines(), *done.out.splitlines()])
+    assert not any(line.startswith("9 records") for line in done.err.splitlines())
 
 
 # ------------------------------------------------------------------------------------------------------- predictions
