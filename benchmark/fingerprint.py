@@ -11,7 +11,19 @@ from types import ModuleType
 
 from .registry import PACKAGE
 
-ENGINE = ("engine", "data", "device", "backbones", "lab", "task", "seen", "choices", "annotations")
+ENGINE = (
+    "engine",
+    "data",
+    "device",
+    "backbone",
+    "backbones",
+    "timm_models",
+    "lab",
+    "task",
+    "seen",
+    "choices",
+    "annotations",
+)
 _METHODS = f"{PACKAGE}.methods."
 
 

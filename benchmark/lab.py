@@ -27,6 +27,7 @@ from .data import Pixels, random_order
 from .errors import BudgetExceeded, UserError
 from .fingerprint import code_fingerprint, engine_fingerprint
 from .pools import ensure_sound
+from .registry import package_card
 from .spec import Block, Recipe, SplitName, derive_seed, digest
 from .store import Store
 
@@ -200,9 +201,8 @@ class Lab:
         while isinstance(written, partial):
             written = written.func
         code = code_fingerprint(sys.modules[written.__module__])
-        name = {"block": self.block.key, "engine": engine_fingerprint(), "code": code, "of": identity}
-
-        identity = {**name, "budget": str(annotations.budget) if labelled else ""}
+        budget = str(annotations.budget) if labelled else ""
+        identity = {"on": erm_identity(self.block), "code": code, "of": identity, "budget": budget}
         closed, scope = not labelled, f"{kind}-{digest(identity)[:12]}"
 
         def fill(folder: Path) -> StageCost:
@@ -258,8 +258,13 @@ class Lab:
 
 
 def erm_identity(block: Block) -> dict[str, str]:
-    """What the shared ERM of a block is addressed by."""
-    return {"block": block.key, "code": engine_fingerprint()}
+    """What the shared ERM of a block, and all else that its networks make of images, is addressed by.
+
+    How pixels are scaled is in the block's key where the dataset is a plugin's; the package's own cards are asked here.
+    """
+    card = package_card(block.dataset)
+    scale = digest([card.mean, card.std]) if card else ""
+    return {"block": block.key, "code": engine_fingerprint(), "scale": scale}
 
 
 def _epoch(epoch: int) -> str:

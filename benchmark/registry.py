@@ -105,6 +105,11 @@ class DatasetEntry:
     cards: dict[str, Card]
     make: Callable[[str], Card | None] = lambda variant: None
 
+    @property
+    def of_package(self) -> bool:
+        """Whether it is one of the package's own, whose cards are edited only in a checkout."""
+        return self.cls.__module__.startswith(f"{PACKAGE}.datasets.")
+
     def card(self, variant: str) -> Card:
         """The card of one variant, or `UnknownName`."""
         if variant not in self.cards:
@@ -200,6 +205,16 @@ def backbone(name: str, *, weights: tuple[str, ...] = ("none",)) -> Callable[[F]
         return build
 
     return register
+
+
+def package_card(name: str) -> Card | None:
+    """The package's own card of a dataset called as in cards and blocks, `waterbirds:place[112px]`; None where it is a
+    plugin's.
+    """
+    base, _, variant = name.partition("[")[0].partition(":")
+    if base not in DATASETS or not DATASETS[base].of_package:
+        return None
+    return DATASETS[base].cards.get(variant) or DATASETS[base].make(variant)
 
 
 def plugin_name(path: Path) -> str:

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from worstgroup.authoring import contract
 from worstgroup.benchmark import profiling
 from worstgroup.benchmark.archives import unpack
-from worstgroup.benchmark.backbones import _read_state
+from worstgroup.benchmark.backbone import read_state
 from worstgroup.benchmark.errors import UserError
 from worstgroup.benchmark.home import TEMPORARY
 from worstgroup.commands import run
@@ -508,7 +508,7 @@ def test_weights(tmp_path: Path, amount: int) -> None:
         @search(3 * amount, hostile.bytes_damages())
         def judge(damage: hostile.Damage, path: Path = path, good: bytes = good) -> str:
             path.write_bytes(damage(good))
-            said = refusal(lambda: _read_state(path))
+            said = refusal(lambda: read_state(path))
             assert not said or said.startswith(f"weights {path}: ")
             assert "weights_only" not in said
             return REFUSED if said else "read"

@@ -257,7 +257,7 @@ def test_an_edited_backbone_makes_another_run(
     assert verify(record).problems == ()
 
 
-@pytest.mark.parametrize("name", ["", "resnet18:3x3", "mnist_cnn:quarter"])
+@pytest.mark.parametrize("name", ["", "resnet18:3x3", "mnist_cnn:quarter", "timm:test_resnet"])
 def test_the_code_of_a_built_in_backbone_is_the_engines(name: str) -> None:
     spec = planned("erm", backbone=name).runs[0].spec
     assert spec is not None

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 from worstgroup.benchmark import fingerprint, registry
+from worstgroup.benchmark.backbones import BUILT_IN, Backbone
 from worstgroup.benchmark.budget import Requires
 from worstgroup.benchmark.errors import UnknownName, UserError
 from worstgroup.benchmark.fingerprint import code_fingerprint, engine_fingerprint
@@ -327,6 +328,13 @@ def test_blocks_of_blocks_count(load: Load) -> None:
 
 def test_the_engine_has_a_fingerprint() -> None:
     assert len(engine_fingerprint()) == 16
+
+
+def test_the_models_of_the_engine_are_in_its_fingerprint() -> None:
+    """Runs with them have no fingerprint of their backbone's code: a shared ERM must not outlive an edit of it."""
+    homes = {f"{registry.PACKAGE}.benchmark.{name}" for name in fingerprint.ENGINE}
+    assert {BUILT_IN[0], Backbone.__module__} < homes
+    assert set(BUILT_IN) == {entry.build.__module__ for entry in map(BACKBONES.__getitem__, BACKBONES)} & homes
 
 
 def test_dfr_counts_its_blocks() -> None:
