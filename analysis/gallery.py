@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
+from ..benchmark.device import kernels
 from ..benchmark.home import write_bytes
 from ..benchmark.spec import SplitName
 from ..methods.blocks.explainers import Explainer, prepared
@@ -40,7 +41,8 @@ def draw_rows(
     """Write a PNG with a named row for each set of examples; up to `columns` of each are shown."""
     chosen = {name: _spread(members, columns) for name, members in rows.items()}
     flat = np.concatenate(list(chosen.values()))
-    cells = dict(zip(flat.tolist(), _cells(look, explainer, split, flat), strict=True))
+    with kernels("fp32", look.lab.device, autotuning=False):  # as in the run
+        cells = dict(zip(flat.tolist(), _cells(look, explainer, split, flat), strict=True))
     block = (1 + len(look.models)) * (SIDE + GAP)
     sheet = Image.new("RGB", (LABEL + columns * (block + 2 * GAP), HEAD + len(rows) * (SIDE + GAP)), _PAPER)
     pen, large, small = ImageDraw.Draw(sheet), ImageFont.load_default(16), ImageFont.load_default(12)

@@ -24,6 +24,7 @@ __all__ = [
     "Batch",
     "Joined",
     "Pixels",
+    "Room",
     "Sampler",
     "Split",
     "Splits",
@@ -37,7 +38,7 @@ __all__ = [
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 PixelTransform = Callable[[Tensor], Tensor] | None
 DEVICE_SHARE = 0.6
-"""Share of the free device memory that the images of one split may take."""
+"""Share of a run's part of the device memory that its images may take, those of all splits together."""
 LARGE = 2**16
 """Values of an image from which a processor makes evaluation input image by image."""
 PIECE = 1024
@@ -59,8 +60,28 @@ class Batch:
     index: Tensor
 
 
+@dataclass
+class Room:
+    """Device memory for the images of one run, of which `taken` bytes are in use.
+
+    The device is shared with so many runs, this one among them; what other programs have of it is not to be had.
+    """
+
+    sharers: int = 1
+    taken: int = 0
+
+    def take(self, size: int, device: torch.device) -> bool:
+        """Take so many bytes if there is room for them."""
+        free, total = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, of earlier runs
+        part = min(total / self.sharers, free + kept + self.taken)
+        fits = self.taken + size <= DEVICE_SHARE * part
+        self.taken += size * fits
+        return fits
+
+
 class Pixels:
-    """A split's pixels and labels, kept where batches are made: in device memory if they fit, else memory-mapped.
+    """A split's pixels and labels, kept where batches are made: in device memory if it has `room`, else memory-mapped.
 
     Example i is `images[rows[i]]`, or `images[i]` without `rows`. Images are uint8, or float32 features, which are not
     scaled.
@@ -75,12 +96,13 @@ class Pixels:
         device: torch.device,
         channels_last: bool = False,
         rows: Labels | None = None,
+        room: Room | None = None,
     ) -> None:
         with warnings.catch_warnings():  # of what happens on a write to a read-only map; nothing here writes to it
             warnings.simplefilter("ignore", UserWarning)
             self.images = torch.from_numpy(images[:])
         self.rows = None if rows is None else torch.from_numpy(rows)
-        if device.type == "cuda" and _fits(len(y) * self.images[0].nbytes, device):
+        if device.type == "cuda" and (room or Room()).take(len(y) * self.images[0].nbytes, device):
             self.images = _moved(self.images, self.rows, device)
             self.rows = None
         self.y = torch.from_numpy(y).to(device)
@@ -163,10 +185,6 @@ class Pixels:
     def batches(self, size: int) -> Iterator[Batch]:
         """All examples in order, without augmentation."""
         return self.epoch(torch.arange(len(self)).split(size))  # type: ignore[no-untyped-call]
-
-
-def _fits(size: int, device: torch.device) -> bool:
-    return size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def _moved(images: Tensor, rows: Tensor | None, device: torch.device) -> Tensor:
@@ -299,7 +317,8 @@ def resized_crop(
     if mirrored is not None:
         gx = torch.where(mirrored[:, None], gx.flip(1), gx)
     grid = torch.stack([gx[:, None, :].expand(-1, rows, -1), gy[:, :, None].expand(-1, -1, columns)], dim=-1)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    out, last = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False), torch.channels_last
+    return out.contiguous(memory_format=last) if x.is_contiguous(memory_format=last) else out  # sampled, it is NCHW
 
 
 # ------------------------------------------------------------------------------------------------------- samplers

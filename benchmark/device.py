@@ -69,21 +69,23 @@ def optimizer_options(device: torch.device) -> dict[str, bool]:
     return {"fused": True} if device.type == "cuda" else {}
 
 
-def kernel_options(precision: str, device: torch.device) -> dict[str, bool]:
+def kernel_options(precision: str, device: torch.device, autotuning: bool = True) -> dict[str, bool]:
     """Which kernels a GPU takes: `tf32` ones for convolutions and matrix products, those that `autotuning` finds.
 
     Nothing on a processor. By itself PyTorch would round to TF32 in convolutions and not in matrix products, whatever
-    a recipe says. Under bf16, what autocast leaves in float32 is left there for a reason.
+    a recipe says. Under bf16, what autocast leaves in float32 is left there for a reason. Autotuning times kernels anew
+    for every shape of a batch: it pays where shapes come again and again, and is not to be had with determinism.
     """
     if device.type != "cuda":
         return {}
-    return {"tf32": precision == "tf32", "autotuning": not torch.are_deterministic_algorithms_enabled()}
+    autotuning = autotuning and not torch.are_deterministic_algorithms_enabled()
+    return {"tf32": precision == "tf32", "autotuning": autotuning}
 
 
 @contextmanager
-def kernels(precision: str, device: torch.device) -> Iterator[None]:
+def kernels(precision: str, device: torch.device, autotuning: bool = True) -> Iterator[None]:
     """Take those of `kernel_options`; what held before holds again afterwards."""
-    options = kernel_options(precision, device)
+    options = kernel_options(precision, device, autotuning)
     if not options:
         yield
         return
@@ -99,6 +101,11 @@ def kernels(precision: str, device: torch.device) -> Iterator[None]:
 
 # --------------------------------------------------------------------------------------------------------- compiling
 
+GRAPHS = 1024
+"""Graphs that torch may make of one piece of code. All trunks of a kind are one, whatever their block; at its own limit
+of 8 it silently runs further ones uncompiled. Nothing runs away: a trunk meets one shape in each mode.
+"""
+
 
 def compile_trunk(trunk: nn.Module) -> None:
     """Compile a trunk's forward in place: hooks on it stay outside, and its state keeps its names.
@@ -108,6 +115,7 @@ def compile_trunk(trunk: nn.Module) -> None:
     give up on all of them. No CUDA graphs: their outputs are overwritten by the next pass, and some methods pass a
     trunk twice in a step.
     """
+    _allow_graphs()
     trunk.__dict__.pop("forward", None)  # of an earlier training
     plain = trunk.forward
     fast = torch.compile(plain, dynamic=False)
@@ -119,3 +127,14 @@ def compile_trunk(trunk: nn.Module) -> None:
         return out
 
     setattr(trunk, "forward", forward)  # noqa: B010
+
+
+def _allow_graphs() -> None:
+    from torch._dynamo import config  # a second to import, for those who compile
+
+    for name, older in (
+        ("recompile_limit", "cache_size_limit"),
+        ("accumulated_recompile_limit", "accumulated_cache_size_limit"),
+    ):
+        limit = name if hasattr(config, name) else older
+        setattr(config, limit, max(GRAPHS, getattr(config, limit)))

@@ -79,9 +79,10 @@ class Objective(Generic[ConfigT]):
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for optimizer in optimizers.values():
-            optimizer.step()
+        with torch.autocast(loss.device.type, enabled=False):  # or it would round gradients of what is kept in float32
+            loss.backward()  # type: ignore[no-untyped-call]
+            for optimizer in optimizers.values():
+                optimizer.step()
         return loss.detach()
 
     def lr_factor(self, recipe: Recipe, epoch: float) -> float:
@@ -154,7 +155,8 @@ class Training:
 
     It ends after `stop` epochs of the recipe's schedule, or when its patience is over. Without `val` nothing is
     evaluated. `selector` picks the epoch (None keeps the last); `keep` is called with (epoch, model) after every epoch,
-    `watch` with the epoch's selection value, if it has one: it may raise, to give the training up.
+    `watch` with the epoch's selection value, if it has one: it may raise, to give the training up. Kernels are tuned to
+    shapes (`autotuning`) unless a network sees another number of images in every step.
     """
 
     train: Pixels
@@ -169,6 +171,7 @@ class Training:
     keep: Callable[[int, nn.Module], None] | None = None
     progress: Callable[[str, int, int], None] = lambda stage, epoch, epochs: None
     watch: Callable[[float], None] = lambda value: None
+    autotuning: bool = True
 
 
 def fit(objective: Objective[Any], model: Backbone, sampler: Sampler, training: Training) -> Trajectory:
@@ -182,8 +185,9 @@ def fit(objective: Objective[Any], model: Backbone, sampler: Sampler, training: 
     players = Players.of(objective, model, recipe)
     base_lr = [group["lr"] for group in players.parameter_groups()]
     device = training.train.device
+    chosen = kernels(recipe.precision, device, training.autotuning)
 
-    with kernels(recipe.precision, device), clock.stage(training.stage) as cost, watched(model) as changed:
+    with chosen, clock.stage(training.stage) as cost, watched(model) as changed:
         others = cost.scaled(-1)  # a checkpoint holds the bill of its own training, not of the whole stage
         trajectory, best = _restore(training, players, cost)
         if training.selector is not None:
@@ -234,8 +238,14 @@ def observed(observer: Observer) -> Iterator[None]:
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 autocast when the recipe asks for it."""
-    return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+    """bfloat16 autocast when the recipe asks for it.
+
+    Weights are cast at every pass: torch would keep what the first one cast, and players who move in turn would see
+    each other, and themselves, as they were before.
+    """
+    if recipe.precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 @contextmanager
@@ -327,12 +337,11 @@ class Players:
     def of(cls, objective: Objective[Any], model: Backbone, recipe: Recipe) -> "Players":
         """Those of an objective that is set up for `model`, laid out and compiled as the recipe says."""
         players = cls(objective, nn.ModuleDict(objective.networks()), objective.optimizers(recipe))
-        if recipe.channels_last:
-            players.networks.to(memory_format=torch.channels_last)
-        if recipe.compile:
-            for network in dict.fromkeys([model, *players.networks.values()]):
-                if isinstance(network, Backbone):
-                    compile_trunk(network.trunk)
+        for network in dict.fromkeys([model, *players.networks.values()]):  # of some methods only its head is a player
+            if recipe.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if recipe.compile and isinstance(network, Backbone):
+                compile_trunk(network.trunk)
         return players
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from .annotations import Annotations
 from .artifacts import Artifact, artifact, copy_kept, drop_work, keep_tensors, work_folder
 from .backbones import Backbone, build_backbone, normalization
 from .cost import Clock, StageCost
-from .data import Pixels, random_order
+from .data import Pixels, Room, random_order
 from .errors import BudgetExceeded, UserError
 from .fingerprint import code_fingerprint, engine_fingerprint
 from .pools import ensure_sound
@@ -47,7 +47,7 @@ class Checkpoint:
 
 
 class Lab:
-    """Everything that the runs of one block are made with, under one run's clock."""
+    """Everything that the runs of one block are made with, under one run's clock; `sharers` runs share the device."""
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Lab:
         clock: Clock,
         progress: Progress,
         watch: Watch = lambda value: None,
+        sharers: int = 1,
     ) -> None:
         self.block, self.store, self.device, self.clock = block, store, device, clock
         self.progress, self.watch = progress, watch
@@ -65,6 +66,7 @@ class Lab:
         self._claimed: list[Counter[str]] = [Counter()]
         self._scopes: list[str] = []
         self._pixels: dict[tuple[SplitName, str], Pixels] = {}
+        self._room = Room(sharers)
         model = self._build().to(device)
         self._mean, self._std = normalization(model, store.card)
         # the first pass in a process pays for lazy initialisation, which is nobody's cost
@@ -127,7 +129,7 @@ class Lab:
                 images, rows = (data.views[view], None) if view else (data.images, data.rows)
                 y = np.full_like(data.y, -1) if split == "test" else data.y
                 self._pixels[split, view] = Pixels(
-                    images, y, self._mean, self._std, self.device, self.recipe.channels_last, rows
+                    images, y, self._mean, self._std, self.device, self.recipe.channels_last, rows, self._room
                 )
         return self._pixels[split, view]
 

@@ -47,7 +47,8 @@ def facts(spec: RunSpec, card: Card, session: str, sharers: int) -> dict[str, An
         "code": spec.code,
         "classes": list(card.classes),
         "attributes": [record.AttributeRow(**asdict(attribute)) for attribute in card.attributes],
-        "env": environment(session, sharers) | kernel_options(block.recipe.precision, pick_device()),
+        "env": environment(session, sharers)
+        | kernel_options(block.recipe.precision, pick_device(), autotuning=spec.policy != "masked"),
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from . import determinism, guard, record, scoring
 from .artifacts import drop_work
 from .cost import Clock
-from .device import pick_device
+from .device import kernels, pick_device
 from .errors import CorruptFile, DiskError, NonFiniteLoss, UserError, require
 from .fitting import Fitted, Logits, annotations_of, fit, predict
 from .home import lock, runs_home
@@ -162,16 +162,18 @@ def execute(
 ) -> tuple[RunRecord, bytes]:
     """Fit, then predict every split, then score; `known` are the record's fields known beforehand (`facts`).
 
-    Labels of the test split are read for the first time after the method's model has predicted it.
+    Labels of the test split are read for the first time after the method's model has predicted it. Outside the engine's
+    loops all is single precision, whatever the recipe's is within.
     """
-    lab = Lab(spec.block, store, clock.device, clock, progress, watch)
-    annotations = annotations_of(spec, store)
+    with kernels("fp32", clock.device, autotuning=False):
+        lab = Lab(spec.block, store, clock.device, clock, progress, watch, known["env"]["sharers"])
+        annotations = annotations_of(spec, store)
 
-    def answer() -> tuple[Fitted, Logits]:
-        fitted = fit(spec, lab, annotations)
-        return fitted, predict(lab, fitted.predictor)
+        def answer() -> tuple[Fitted, Logits]:
+            fitted = fit(spec, lab, annotations)
+            return fitted, predict(lab, fitted.predictor)
 
-    fitted, logits = guard.watched(answer)
+        fitted, logits = guard.watched(answer)
     return scoring.score(known, store, fitted, annotations, clock, logits)
 
 
@@ -180,9 +182,10 @@ def refit(spec: RunSpec, store: Store, progress: Progress = lambda stage, epoch,
 
     On the same machine and with the same code and threads it is the very model that the record tells of.
     """
-    lab = Lab(spec.block, store, pick_device(), Clock(pick_device()), progress)
-    annotations = annotations_of(spec, store)
-    predictor = guard.watched(lambda: fit(spec, lab, annotations)).predictor
+    with kernels("fp32", pick_device(), autotuning=False):
+        lab = Lab(spec.block, store, pick_device(), Clock(pick_device()), progress)
+        annotations = annotations_of(spec, store)
+        predictor = guard.watched(lambda: fit(spec, lab, annotations)).predictor
     drop_work(spec.hash)
     lab.test_is_open = True
     return lab, predictor

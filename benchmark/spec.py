@@ -87,9 +87,11 @@ class Recipe:
     """How every method of a block trains: the same images per step, steps and augmentation for all.
 
     `precision`: `fp32` is single precision everywhere, also on a GPU, where PyTorch by itself would round convolutions
-    to TF32; `tf32` rounds the factors of convolutions and matrix products to 10 bits of mantissa there, and is fp32 on
-    a CPU; `bf16` is autocast to bfloat16, whose exceptions stay in single precision. `compile` compiles the trunks of
-    all networks that train.
+    to TF32; `tf32` rounds the factors of convolutions and matrix products to 10 bits of mantissa there, in training and
+    prediction, and is fp32 on a CPU; `bf16` is autocast to bfloat16, whose exceptions stay in single precision.
+    `channels_last` keeps the channels of a pixel together, in images and in the weights of the classifier and of all
+    networks that train with it: values are the same up to rounding. `compile` compiles the trunks of all these
+    networks.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"

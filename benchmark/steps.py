@@ -231,7 +231,7 @@ class Side:
         self.players.networks.train()
         losses, updated, images = [], [], 0
         with (
-            kernels(self.recipe.precision, self.device),
+            kernels(self.recipe.precision, self.device, self.training.autotuning),
             clock.stage(STAGE) as cost,
             engine.watched(self.setup.model) as changed,
         ):

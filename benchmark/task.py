@@ -373,7 +373,9 @@ class Task:
         recipe, stage = recipe or self.recipe, self._prefix + stage
         objective.setup(self, model)
         state = work_folder(self.spec.hash) / f"{self._lab.claim(stage)}.pt"
-        training = self._lab.training(stage, state, recipe=recipe, **({"train": self._seen.pixels("train")} | options))
+        # Under `@masked` a network may see annotated images alone: in most steps another number of them.
+        usual = {"train": self._seen.pixels("train"), "autotuning": self.spec.policy != "masked"}
+        training = self._lab.training(stage, state, recipe=recipe, **(usual | options))
         return engine.fit(objective, model, objective.make_sampler(self, recipe), training)
 
     def images(self, split: Held, size: int = 128) -> Iterator[Tensor]:

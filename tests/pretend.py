@@ -90,6 +90,7 @@ class Pretence(TorchFunctionMode):
         return self._called(func, name, args, kwargs)
 
     def _called(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        self._refuse(name, args, kwargs)
         asked = kwargs.pop("device", None)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         there = [self.on_gpu(tensor) for tensor in tensors]
@@ -113,6 +114,15 @@ class Pretence(TorchFunctionMode):
                 if isinstance(leaf, Tensor):
                     self.mark(leaf, on_gpu)
         return out
+
+    def _refuse(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+        """Raise what CUDA does: NumPy sees no device, and a device draws from generators of its own."""
+        there = any(self.on_gpu(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        if there and name in ("numpy", "__array__") and not kwargs.get("force"):
+            raise TypeError(f"{name}: can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+        drawn_there = there if kwargs.get("device") is None else torch.device(kwargs["device"]).type == "cuda"
+        if drawn_there and any(isinstance(leaf, torch.Generator) for leaf in tree_leaves((args, kwargs))):
+            raise RuntimeError(f"{name}: expected a 'cuda' device type for generator but found 'cpu'")
 
     def mark(self, tensor: Tensor, on_gpu: bool) -> None:
         if on_gpu:
@@ -196,7 +206,7 @@ class _Stream:
 
 @contextmanager
 def gpu(*, free: int = 2**40) -> Iterator[Pretence]:
-    """Runs inside take a GPU with so many bytes `free`; waits lie in a `step`, in making a `batch`, or in neither."""
+    """Runs inside take a GPU of so many bytes, all `free`; waits lie in a `step`, in making a `batch` or in neither."""
     pretence = Pretence()
     of, epoch = engine.Players.of.__func__, Pixels.epoch  # type: ignore[attr-defined]
 
@@ -232,6 +242,7 @@ def gpu(*, free: int = 2**40) -> Iterator[Pretence]:
         "reset_peak_memory_stats": lambda *_: None,
         "max_memory_allocated": lambda *_: 0,
         "memory_allocated": lambda *_: 0,
+        "memory_reserved": lambda *_: 0,
         "mem_get_info": lambda *_: (free, free),
         "get_device_name": lambda *_: "Pretended",
         "get_rng_state": lambda *_: None,

@@ -12,6 +12,7 @@ from worstgroup.benchmark.data import (
     CROP_RATIO,
     Joined,
     Pixels,
+    Room,
     augment,
     crop_boxes,
     random_order,
@@ -83,8 +84,11 @@ def test_channels_last_changes_the_layout_and_no_value() -> None:
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert plain.is_contiguous()
     assert torch.equal(plain, last)
-    augmented = [part.batch(index, augment("crop+flip", generator())).x for part in (pixels(images, *IMAGENET), held)]
-    assert torch.allclose(*augmented, atol=1e-6)
+    for kind in ("flip", "crop+flip"):
+        plain, last = (part.batch(index, augment(kind, generator())).x for part in (pixels(images, *IMAGENET), held))
+        assert last.is_contiguous(memory_format=torch.channels_last)
+        assert plain.is_contiguous()
+        assert torch.allclose(plain, last, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -253,6 +257,52 @@ def test_augmentation_comes_before_normalisation() -> None:
     mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in IMAGENET)
     normalised = pixels(images, *IMAGENET).batch(index, augment("crop+flip", generator())).x
     assert torch.equal(normalised, (plain - mean) / std)
+
+
+# ------------------------------------------------------------------------------------------------- room on the device
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What a GPU says of its memory."""
+    held = {"free": 1000, "total": 1000, "reserved": 0, "allocated": 0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (held["free"], held["total"]))
+    for name in ("reserved", "allocated"):
+        monkeypatch.setattr(torch.cuda, f"memory_{name}", lambda _, name=name: held[name])
+    return held
+
+
+def fit_in(room: Room, memory: dict[str, int], *sizes: int) -> list[bool]:
+    """Whether images of each size find room, one after the other, with what was moved before in memory."""
+    found = []
+    for size in sizes:
+        found.append(room.take(size, torch.device("cuda")))
+        for name, sign in (("free", -1), ("reserved", 1), ("allocated", 1)):
+            memory[name] += sign * size * found[-1]
+    return found
+
+
+def test_all_images_of_a_run_have_one_share_of_the_device_together(memory: dict[str, int]) -> None:
+    room = Room()
+    assert fit_in(room, memory, 400, 250, 200, 1) == [True, False, True, False]  # 600 of 1000
+    assert room.taken == 600
+
+
+def test_runs_that_share_a_device_divide_it(memory: dict[str, int]) -> None:
+    first, second = Room(2), Room(2)
+    assert fit_in(first, memory, 301, 300) == [False, True]
+    memory |= {"reserved": 0, "allocated": 0}  # the other one's are in another process
+    assert fit_in(second, memory, 300, 1) == [True, False]
+
+
+def test_what_other_programs_have_is_not_to_be_had(memory: dict[str, int]) -> None:
+    memory["free"] = 500
+    assert fit_in(Room(), memory, 301, 300) == [False, True]
+
+
+def test_what_an_earlier_run_left_in_torchs_hands_is_free(memory: dict[str, int]) -> None:
+    memory |= {"free": 300, "reserved": 700, "allocated": 100}
+    assert fit_in(Room(), memory, 541, 540) == [False, True]
 
 
 # ------------------------------------------------------------------------------------------------------ joined splits

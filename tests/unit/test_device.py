@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from worstgroup.benchmark import engine
 from worstgroup.benchmark.backbones import Backbone, build_backbone
 from worstgroup.benchmark.determinism import _set
 from worstgroup.benchmark.device import (
+    GRAPHS,
     all_to_device,
     compile_trunk,
     kernel_options,
@@ -69,6 +71,11 @@ def test_autotuned_kernels_are_not_deterministic() -> None:
     assert kernel_options("fp32", CUDA) == {"tf32": False, "autotuning": False}
 
 
+def test_nothing_is_tuned_to_shapes_that_do_not_come_again() -> None:
+    assert kernel_options("tf32", CUDA, autotuning=False) == {"tf32": True, "autotuning": False}
+    assert kernel_options("tf32", CPU, autotuning=False) == {}
+
+
 def state() -> tuple[bool, bool, bool]:
     cudnn = torch.backends.cudnn
     return cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, cudnn.benchmark
@@ -90,6 +97,16 @@ def test_kernels_hold_inside_alone(precision: str, tf32: bool) -> None:
     assert state() == before
     with kernels(precision, CPU):
         assert state() == before
+
+
+def test_kernels_within_kernels_give_way_again() -> None:
+    before = state()
+    with kernels("fp32", CUDA, autotuning=False):
+        assert state() == (False, False, False)
+        with kernels("tf32", CUDA):
+            assert state() == (True, True, True)
+        assert state() == (False, False, False)
+    assert state() == before
 
 
 def test_tf32_is_fp32_on_a_processor() -> None:
@@ -207,6 +224,24 @@ def test_a_compiled_trunk_computes_the_same_and_keeps_names_and_hooks(graphs: Ca
     assert counted == [8, 3]
     assert list(model.state_dict()) == names
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True))
+
+
+def test_however_many_shapes_a_process_has_their_trunks_are_compiled(graphs: Callable[[], int]) -> None:
+    sizes = range(1, 11)  # torch's own limit is 8
+    for n in sizes:
+        model = network()
+        compile_trunk(model.trunk)
+        model.eval()(images(n))
+    assert graphs() == len(sizes)
+
+
+@pytest.mark.parametrize("prefix", ["recompile", "cache_size"])  # today's names, and those of torch 2.6
+def test_limits_of_graphs_are_raised_and_never_lowered(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = SimpleNamespace(**{f"{prefix}_limit": 8, f"accumulated_{prefix}_limit": 10**6})
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    monkeypatch.setattr(torch._dynamo, "config", known)
+    compile_trunk(network().trunk)
+    assert vars(known) == {f"{prefix}_limit": GRAPHS, f"accumulated_{prefix}_limit": 10**6}
 
 
 @pytest.mark.usefixtures("graphs")

@@ -471,3 +471,62 @@ def test_the_recipe_reaches_the_optimizer(optimizer: str) -> None:
     assert type(made).__name__.lower() == optimizer
     assert (made.defaults["lr"], made.defaults["weight_decay"]) == (0.02, 0.3)
     assert made.defaults.get("momentum", 0.7) == 0.7
+
+
+# ------------------------------------------------------------------------------------------------ precision and layout
+
+BF16 = Recipe(precision="bf16", lr=0.1)
+
+
+class Island(Objective[NoConfig]):
+    """A product that is kept in float32: a small difference of large sums."""
+
+    def setup(self, task: Task | None, model: Backbone) -> None:
+        super().setup(task, model)  # type: ignore[arg-type]
+        self.weight = nn.Linear(64, 8, bias=False)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"weight": self.weight}
+
+    def loss(self, batch: Batch) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return (batch.x @ self.weight.weight.T).square().mean()
+
+
+def test_gradients_of_what_is_kept_in_float32_are_not_rounded() -> None:
+    torch.manual_seed(0)
+    objective = Island(NoConfig())
+    objective.setup(None, build_backbone("tiny_cnn", num_classes=2, image=(16, 16)))
+    x = torch.randn(32, 64)
+    batch = Batch(x, torch.zeros(32, dtype=torch.long), torch.arange(32))
+    objective.loss(batch).backward()  # type: ignore[no-untyped-call]
+    assert objective.weight.weight.grad is not None
+    expected = objective.weight.weight.grad.clone()
+    players = engine.Players.of(objective, objective.model, BF16)
+    with engine.autocast(BF16, torch.device("cpu")):
+        objective.step(batch, players.optimizers)
+    assert torch.equal(objective.weight.weight.grad, expected)
+
+
+def test_players_in_turn_see_each_other_as_they_are_now() -> None:
+    player = nn.Linear(4, 2)
+    x, optimizer = torch.randn(8, 4), torch.optim.SGD(player.parameters(), lr=1.0)
+    with engine.autocast(BF16, torch.device("cpu")):
+        before = player(x)
+        before.square().mean().backward()
+        optimizer.step()
+        assert not torch.equal(player(x), before)
+
+
+def test_channels_last_reaches_what_a_player_stands_on() -> None:
+    class HeadAlone(Objective[None]):
+        def networks(self) -> dict[str, nn.Module]:
+            return {"head": self.model.head}
+
+    for wanted in (False, True):
+        objective, model = HeadAlone(None), build_backbone("tiny_cnn", num_classes=2, image=(16, 16))
+        objective.model = model
+        engine.Players.of(objective, model, Recipe(channels_last=wanted))
+        weights = [p for p in model.trunk.parameters() if p.ndim == 4]
+        assert weights
+        assert all(p.is_contiguous(memory_format=torch.channels_last) == wanted for p in weights)

@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -16,9 +17,13 @@ from helpers import plan_tiny, predictions
 from pretend import CUDA, Pretence, gpu
 from torch import Tensor, nn
 from torch.nn import functional as F
-from worstgroup.benchmark import engine
+from worstgroup.analysis.gallery import gallery
+from worstgroup.analysis.look import look
+from worstgroup.benchmark import engine, runner
 from worstgroup.benchmark.data import Joined, Pixels, augment
-from worstgroup.benchmark.record import RunRecord
+from worstgroup.benchmark.home import runs_home
+from worstgroup.benchmark.lab import Lab
+from worstgroup.benchmark.record import RunRecord, find
 from worstgroup.benchmark.registry import METHODS
 from worstgroup.benchmark.runner import run_spec
 from worstgroup.benchmark.spec import Recipe
@@ -102,6 +107,81 @@ def assert_same_bits(method: str, folder: Path, free: int = 2**40, **settings: s
     return pretended
 
 
+# ------------------------------------------------------------------------------------------------------------ kernels
+
+Flags = tuple[bool, bool]
+
+
+@pytest.fixture
+def convolutions(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[Flags]]:
+    """Flags (TF32, autotuning) that convolutions were computed under in training, in evaluation, and outside both."""
+    found: dict[str, set[Flags]] = {"training": set(), "evaluation": set(), "outside": set()}
+    depth, convolve = [0], F.conv2d
+
+    def noted(*args: Any, **kwargs: Any) -> Tensor:
+        place = "outside" if not depth[0] else "training" if torch.is_grad_enabled() else "evaluation"
+        found[place].add((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark))
+        return convolve(*args, **kwargs)
+
+    def inner(loop: Callable[..., Any]) -> Callable[..., Any]:
+        def within(*args: Any, **kwargs: Any) -> Any:
+            depth[0] += 1
+            try:
+                return loop(*args, **kwargs)
+            finally:
+                depth[0] -= 1
+
+        return within
+
+    monkeypatch.setattr(F, "conv2d", noted)
+    for name in ("fit", "predict"):
+        monkeypatch.setattr(engine, name, inner(getattr(engine, name)))
+    return found
+
+
+@pytest.mark.parametrize("method", ["groupdro+exmap", "afr"])  # they convolve in loops of their own: LRP, features
+def test_outside_the_engines_loops_all_is_single_precision(method: str, convolutions: dict[str, set[Flags]]) -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    with gpu():
+        run(method, recipe__precision="tf32")
+    assert convolutions == {"training": {(True, True)}, "evaluation": {(True, True)}, "outside": {(False, False)}}
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
+
+
+def test_a_run_is_looked_at_in_single_precision_too(tmp_path: Path, convolutions: dict[str, set[Flags]]) -> None:
+    with gpu():
+        run("erm", recipe__precision="tf32")
+        seen = look(next(find(runs_home())))
+        convolutions["outside"].clear()
+        gallery(seen, tmp_path / "gallery.png", "lrp", "test", columns=2)
+    assert convolutions["outside"] == {(False, False)}
+
+
+def test_kernels_are_not_tuned_to_shapes_of_a_single_step(convolutions: dict[str, set[Flags]]) -> None:
+    with gpu():
+        record = run("ex2l@masked")
+    assert convolutions["training"] == {(False, False)}
+    assert record.env["autotuning"] is False
+
+
+# --------------------------------------------------------------------------------------------------------------- room
+
+
+@pytest.mark.parametrize(("sharers", "resident"), [(1, ["train"]), (2, ["val"])])
+def test_a_runs_splits_have_one_share_of_its_part_of_the_device(
+    sharers: int, resident: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labs: list[Lab] = []
+    monkeypatch.setattr(runner, "Lab", lambda *args: labs.append(Lab(*args)) or labs[-1])
+    made = plan_tiny("erm")
+    assert made.runs[0].spec is not None
+    with gpu(free=130 * 2**10):  # of which 78 are for images: those of train are 72 KiB, of validation 36
+        record = run_spec(made.runs[0].spec, made.stores["tiny"], sharers=sharers)
+        assert record.status == "finished", record.error
+        (lab,) = labs
+        assert [split for (split, _), pixels in lab._pixels.items() if pixels.resident] == resident
+
+
 # ------------------------------------------------------------------------------------------------------------ batches
 
 
@@ -180,6 +260,26 @@ def test_the_bare_loop_does_not_wait_either() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- the pretence
+
+
+def test_numpy_and_generators_of_the_host_are_refused() -> None:
+    with gpu():
+        there, here = torch.ones(3, device="cuda"), torch.Generator()
+        for convert in (Tensor.numpy, np.asarray):
+            with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
+                convert(there)
+        assert there.numpy(force=True).tolist() == there.cpu().numpy().tolist() == [1, 1, 1]
+        for draw in (
+            lambda: torch.rand(3, device="cuda", generator=here),
+            lambda: torch.randperm(3, device="cuda", generator=here),
+            lambda: there.multinomial(1, generator=here),
+            lambda: there.uniform_(generator=here),
+            lambda: torch.bernoulli(there, generator=here),
+        ):
+            with pytest.raises(RuntimeError, match="expected a 'cuda' device type for generator but found 'cpu'"):
+                draw()
+        assert torch.rand(3, generator=here).to("cuda").is_cuda
+        assert torch.rand(3, device="cuda").is_cuda
 
 
 def test_devices_are_not_mixed() -> None:
