@@ -47,7 +47,8 @@ LEGEND = (
     "device seconds of a whole run from scratch over ERM's, and in FLOPs; of so few epochs that what is done once "
     "weighs more than in a longer training. Columns of datasets: difference in worst-group accuracy to ERM there, in "
     "points, with its paired 95 % interval. `GFLOP` of a step per image of its batch on networks that were not timed: "
-    "passes that were counted, times the FLOPs of a forward, a backward as two."
+    "passes that were counted, times the FLOPs of a forward, a backward as two. A method that refuses a network at "
+    "this size has no line: `ex2l` and `masktune` need maps of more than one pixel."
 )
 
 
