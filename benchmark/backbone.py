@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -62,6 +62,22 @@ class Backbone(nn.Module):
         """Logits (B, K) of images (B, C, H, W)."""
         logits: Tensor = self.head(self.features(x))
         return logits
+
+
+class _TimmTrunk(nn.Module):
+    """A timm model up to its spatial map, turned to (B, C, H, W) where the model has channels last."""
+
+    def __init__(self, model: Any, channels_last: bool) -> None:
+        super().__init__()
+        self.model, self.channels_last = model, channels_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.model.forward_features(x)
+        return maps.permute(0, 3, 1, 2) if self.channels_last else maps
+
+
+TimmTrunk = _TimmTrunk
+"""ExMap's rules know the class by its first name and this module; a file of methods is not edited for a name."""
 
 
 @dataclass(frozen=True)

@@ -11,27 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backbone import FILE, Backbone, GradCam, Request, adopt, pooling, read_state
+from .backbone import FILE, Backbone, GradCam, Request, TimmTrunk, adopt, pooling, read_state
 from .errors import UnknownName, UserError
 from .registry import backbone
-
-
-class _TimmTrunk(nn.Module):
-    """A timm model up to its spatial map, turned to (B, C, H, W) where the model has channels last."""
-
-    def __init__(self, model: Any, channels_last: bool) -> None:
-        super().__init__()
-        self.model, self.channels_last = model, channels_last
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps: Tensor = self.model.forward_features(x)
-        return maps.permute(0, 3, 1, 2) if self.channels_last else maps
 
 
 class _TimmNeck(nn.Module):
     """timm's own way from maps to features, with layers that stay in the trunk's model."""
 
-    def __init__(self, trunk: _TimmTrunk) -> None:
+    def __init__(self, trunk: TimmTrunk) -> None:
         super().__init__()
         self._trunk = (trunk,)  # in a tuple, so that the shared parameters are listed and saved once
 
@@ -57,7 +45,7 @@ def timm_model(request: Request) -> Backbone:
         raise UserError(f"{request.name} does not take images of {height}x{width} px: {error}") from error
     if not isinstance(maps, Tensor) or maps.ndim != 4:
         raise UserError(f"{request.name} has no spatial map, its features are tokens: take a convolutional model")
-    trunk = _TimmTrunk(model, maps.shape[3] == model.num_features != maps.shape[1])
+    trunk = TimmTrunk(model, maps.shape[3] == model.num_features != maps.shape[1])
     head = model.get_classifier()
     model.reset_classifier(0)
     neck, grad_cam, features = _timm_neck(trunk, maps.permute(0, 3, 1, 2) if trunk.channels_last else maps)
@@ -90,7 +78,7 @@ def _timm_create(request: Request) -> Any:
     return model
 
 
-def _timm_neck(trunk: _TimmTrunk, maps: Tensor) -> tuple[nn.Module, GradCam, int]:
+def _timm_neck(trunk: TimmTrunk, maps: Tensor) -> tuple[nn.Module, GradCam, int]:
     """Neck for maps of this shape, its kind and the width of its features.
 
     Pooling, alone or with a LayerNorm, is recognised by the layers that run and by what comes out; such a neck is
