@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..benchmark.device import kernels
+from ..benchmark.device import plain_kernels
 from ..benchmark.errors import require
 from ..benchmark.store import Store
 from ..methods.blocks.grad_cam import predicted_cam
@@ -39,7 +39,7 @@ def report(look: Look, silhouettes: Store) -> list[dict[str, object]]:
         parts = []
         for rows in np.array_split(np.arange(len(groups)), max(1, len(groups) // 64)):
             white = torch.stack([torch.from_numpy(_white(objects.images, row)) for row in objects.image_rows()[rows]])
-            with kernels("fp32", look.lab.device, autotuning=False):  # as in the run
+            with plain_kernels(look.lab.device):  # as in the run
                 heat = predicted_cam(model, look.inputs("test", rows))[1].cpu()
             parts.append(shares(heat, white).numpy())
         values = np.concatenate(parts)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
-from ..benchmark.device import kernels
+from ..benchmark.device import plain_kernels
 from ..benchmark.home import write_bytes
 from ..benchmark.spec import SplitName
 from ..methods.blocks.explainers import Explainer, prepared
@@ -41,7 +41,7 @@ def draw_rows(
     """Write a PNG with a named row for each set of examples; up to `columns` of each are shown."""
     chosen = {name: _spread(members, columns) for name, members in rows.items()}
     flat = np.concatenate(list(chosen.values()))
-    with kernels("fp32", look.lab.device, autotuning=False):  # as in the run
+    with plain_kernels(look.lab.device):  # as in the run
         cells = dict(zip(flat.tolist(), _cells(look, explainer, split, flat), strict=True))
     block = (1 + len(look.models)) * (SIDE + GAP)
     sheet = Image.new("RGB", (LABEL + columns * (block + 2 * GAP), HEAD + len(rows) * (SIDE + GAP)), _PAPER)

@@ -5,7 +5,7 @@ On a processor nothing of this changes a bit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -97,6 +97,11 @@ def kernels(precision: str, device: torch.device, autotuning: bool = True) -> It
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+
+
+def plain_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Those of a run outside of the engine's loops, whatever its recipe: single precision, not tuned to shapes."""
+    return kernels("fp32", device, autotuning=False)
 
 
 # --------------------------------------------------------------------------------------------------------- compiling

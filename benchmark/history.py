@@ -18,7 +18,6 @@ from typing import Any
 from . import record
 from .artifacts import artifact_path
 from .budget import POLICIES
-from .errors import CorruptFile
 from .home import runs_home
 from .lab import erm_identity
 from .record import Cost, RunRecord, Stage
@@ -213,15 +212,8 @@ def erm_name(block: Block) -> str:
 def read_history(device: Device, specs: Iterable[RunSpec]) -> History:
     """What the home's records of these runs' datasets and those of the checkout tell; damaged ones tell nothing."""
     folders = dict.fromkeys(runs_home() / record.slug(spec.block.dataset) for spec in specs)
-    return History((found for folder in folders for found in _readable(folder)), _readable(COMMITTED), device)
-
-
-def _readable(folder: Path) -> Iterator[RunRecord]:
-    for path in record.find(folder) if folder.is_dir() else ():
-        try:
-            yield record.read(path)
-        except CorruptFile:
-            continue
+    own = (path for folder in folders for path in record.find(folder))
+    return History(record.readable(own), record.readable(record.find(COMMITTED)), device)
 
 
 # ---------------------------------------------------------------------------------------------------- what is alike

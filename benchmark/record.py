@@ -9,7 +9,8 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -291,3 +292,10 @@ def find(folder: Path) -> Iterator[Path]:
     """All record files below a folder, in a fixed order; files in the making and `ENVIRONMENT` are not among them."""
     files = folder.rglob("*.json")
     return iter(sorted(path for path in files if not path.name.startswith(".") and path.name != ENVIRONMENT))
+
+
+def readable(paths: Iterable[Path]) -> Iterator[RunRecord]:
+    """The records of these files, without those that are damaged."""
+    for path in paths:
+        with suppress(CorruptFile):
+            yield read(path)

@@ -10,7 +10,7 @@ import torch
 from . import determinism, guard, record, scoring
 from .artifacts import drop_work
 from .cost import Clock
-from .device import kernels, pick_device
+from .device import pick_device, plain_kernels
 from .errors import CorruptFile, DiskError, NonFiniteLoss, UserError, require
 from .fitting import Fitted, Logits, annotations_of, fit, predict
 from .home import lock, runs_home
@@ -165,7 +165,7 @@ def execute(
     Labels of the test split are read for the first time after the method's model has predicted it. Outside the engine's
     loops all is single precision, whatever the recipe's is within.
     """
-    with kernels("fp32", clock.device, autotuning=False):
+    with plain_kernels(clock.device):
         lab = Lab(spec.block, store, clock.device, clock, progress, watch, known["env"]["sharers"])
         annotations = annotations_of(spec, store)
 
@@ -182,8 +182,9 @@ def refit(spec: RunSpec, store: Store, progress: Progress = lambda stage, epoch,
 
     On the same machine and with the same code and threads it is the very model that the record tells of.
     """
-    with kernels("fp32", pick_device(), autotuning=False):
-        lab = Lab(spec.block, store, pick_device(), Clock(pick_device()), progress)
+    device = pick_device()
+    with plain_kernels(device):
+        lab = Lab(spec.block, store, device, Clock(device), progress)
         annotations = annotations_of(spec, store)
         predictor = guard.watched(lambda: fit(spec, lab, annotations)).predictor
     drop_work(spec.hash)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..benchmark.errors import UserError, printable
-from .terminal import err, interruptible, load_plugins, out
+from .terminal import err, interruptible, load_plugins, out, say
 
 if TYPE_CHECKING:
     from ..analysis.look import Look
@@ -104,7 +104,7 @@ def explain(
 
             picture = folder / f"gallery-{explainer.value}.png"
             gallery(seen, picture, explainer.value, split.value, columns)
-            out.print(f"wrote {picture}", markup=False, highlight=False, soft_wrap=True)
+            say(f"wrote {picture}")
 
 
 def _features(seen: "Look", folder: Path, split: Part) -> None:
@@ -143,7 +143,7 @@ def _write(path: Path, lines: list[dict[str, object]], *pictures: Path) -> None:
     shown = [[_cell(line.get(key)) for key in headings] for line in lines]
     out.print(tabulate(shown, headings, tablefmt="github", disable_numparse=True), markup=False, highlight=False)
     for written in (file, *pictures):
-        out.print(f"wrote {written}", markup=False, highlight=False, soft_wrap=True)
+        say(f"wrote {written}")
 
 
 def _cell(value: object) -> str:

@@ -13,7 +13,7 @@ import typer
 from ..benchmark import machine
 from ..benchmark.errors import UnknownName, UserError
 from .run import Backbone, Budget, Plugins, Root, Settings, Threads
-from .terminal import err, load_plugins, out, pair, print_tables
+from .terminal import err, load_plugins, out, pair, print_tables, say
 
 if TYPE_CHECKING:
     from ..benchmark.profiled import Profile
@@ -159,4 +159,4 @@ def _show(made: "Profile", format_: Format, output: Path | None) -> None:
         return
     file = profile_report.place(output, made, format_.value)
     write_bytes(file, text.encode())
-    err.print(f"wrote {file}", markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {file}", err)

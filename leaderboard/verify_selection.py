@@ -1,8 +1,7 @@
 """What a record says it spent and chose: its ledger, its selected epoch and its search, checked against each other."""
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from ..benchmark import metrics
 from ..benchmark import record as records
 from ..benchmark.annotations import Attributes, Indices, grant_by_class, granted, halves, most_labels
 from ..benchmark.budget import Budget
-from ..benchmark.errors import CorruptFile
 from ..benchmark.predictions import Arrays
 from ..benchmark.record import EpochRow, RunRecord
 from ..benchmark.search import RECIPE
@@ -175,14 +173,8 @@ def superseded(record: RunRecord, path: Path) -> bool:
         == (record.candidates, scores, best_draw(scores), one.identity_hash())
         and one.draw != record.draw
         and one.created > record.created
-        for one in _readable(others)
+        for one in records.readable(others)
     )
-
-
-def _readable(paths: Iterable[Path]) -> Iterator[RunRecord]:
-    for path in paths:
-        with suppress(CorruptFile):
-            yield records.read(path)
 
 
 def tuning(record: RunRecord, path: Path, old: bool = False) -> Iterator[str]:
